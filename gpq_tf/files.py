@@ -1,0 +1,64 @@
+"""Writing files so that a half-written one never carries the final name."""
+
+import contextlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary path in the folder of `path`; on success it becomes `path`, on failure it is removed.
+
+    The content is on disk (fsync) before the rename, and the rename is on disk before this returns: whoever sees
+    `path` sees either the old file or the whole new one, also after a power cut.
+
+    Args:
+        path: str or Path, the final name. Its folder is made when it does not exist.
+
+    Yields:
+        Path of an empty file with the same suffix, to be written and closed by the caller.
+
+    Raises:
+        OSError: if the folder cannot be made or written.
+
+    Example:
+        >>> with replacing("/tmp/gpq_tf_doctest.txt") as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> Path("/tmp/gpq_tf_doctest.txt").read_text()
+        'whole'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only the owner reads
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON, atomically (see `replacing`)."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _sync(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
