@@ -1,0 +1,155 @@
+"""The commands: `python -m gpq_tf COMMAND`, also installed as `gpq-tf`."""
+
+import contextlib
+import os
+import sys
+import tempfile
+import traceback
+
+USAGE = """usage: gpq-tf COMMAND [arguments] [--setting=value ...]
+
+  demo                     print the mAP of a model on CIFAR-10, save ranked-list pictures
+  train                    train a model, save it every 20 epochs
+  convert SRC DST          weights of the original (TF1 checkpoint prefix, ImageNet_pretrained.mat) -> .keras
+  evaluate MODEL           print the mAP of a model on CIFAR-10
+
+Settings come from config.py in the current folder, then from --setting=value. --debug shows tracebacks.
+"""
+
+
+def main(arguments=None):
+    """Run a command.
+
+    Args:
+        arguments: sequence of str, or None for those of the process.
+
+    Returns:
+        int, the exit status: 0, 2 for a bad argument or file, 1 for a fault of the program, 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help") or {"-h", "--help"} & set(arguments):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    command, *rest = arguments
+    try:
+        if command not in COMMANDS:
+            raise ValueError(f"Invalid command. Expected one of {', '.join(COMMANDS)}. Received: {command!r}")
+        COMMANDS[command](rest)
+        return 0
+    except KeyboardInterrupt:
+        return _failed("interrupted", 130, debug)
+    except (ValueError, OSError, ArithmeticError) as error:
+        return _failed(str(error) or type(error).__name__, 2, debug)
+    except Exception as error:
+        return _failed(f"{type(error).__name__}: {error}; --debug shows where", 1, debug)
+
+
+def demo(arguments):
+    settings = _settings(arguments)
+    _import_tensorflow_quietly()
+    from gpq_tf import demo
+
+    demo.run(settings, _report, _batches)
+
+
+def train(arguments):
+    settings = _settings(arguments)
+    _import_tensorflow_quietly()
+    from gpq_tf import data, settings as settings_module, trainer
+
+    _report(settings_module.describe(settings))
+    images = data.load(settings.dataset, settings.data_dir, settings.download, settings.legacy)
+    _report(images.source)
+    _, path = trainer.train(settings, images, _report, _bar)
+    _report(f"done: {path}")
+
+
+def convert(arguments):
+    (source, target), options = _positional(arguments, "SRC", "DST")
+    settings = _settings(options)
+    if not target.endswith(".keras"):
+        raise ValueError(f"Invalid DST. Expected a name that ends in .keras. Received: {target!r}")
+    _import_tensorflow_quietly()
+    from gpq_tf import convert, trainer
+
+    n_book = settings.n_book if "n_book" in settings.given else None
+    model, lines = convert.convert(source, n_book, settings.legacy, trainer.architecture_of(settings))
+    model.record = {"converted_from": os.path.basename(source), "legacy": settings.legacy}
+    model.save(target)
+    for line in lines:
+        _report(line)
+    _report(f"saved {target}")
+
+
+def evaluate(arguments):
+    (model,), options = _positional(arguments, "MODEL")
+    settings = _settings([*options, f"--model_load_path={model}"])
+    _import_tensorflow_quietly()
+    from gpq_tf import demo
+
+    demo.run(settings, _report, _batches, pictures=False)
+
+
+COMMANDS = {"demo": demo, "train": train, "convert": convert, "evaluate": evaluate}
+
+
+def _settings(arguments):
+    from gpq_tf import settings
+
+    return settings.resolve(arguments)
+
+
+def _positional(arguments, *names):
+    """Split arguments into the positional ones, as many as `names`, and the --options."""
+    values = [argument for argument in arguments if not argument.startswith("--")]
+    if len(values) != len(names):
+        raise ValueError(f"Invalid arguments. Expected {' '.join(names)}. Received: {' '.join(values) or 'none'}")
+    return values, [argument for argument in arguments if argument.startswith("--")]
+
+
+def _report(line):
+    print(line, flush=True)
+
+
+def _batches(batches, what):
+    from tqdm import tqdm
+
+    return tqdm(batches, desc=what, unit="batch", disable=None, leave=False)
+
+
+def _bar(total, unit):
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True)
+
+
+def _import_tensorflow_quietly():
+    """Import the backend without its start-up lines, which its C++ part writes past Python to descriptor 2."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with tempfile.TemporaryFile() as noise:
+        sys.stderr.flush()
+        standard_error = os.dup(2)
+        os.dup2(noise.fileno(), 2)
+        try:
+            import keras  # noqa: F401
+        except BaseException:
+            noise.seek(0)
+            with contextlib.suppress(OSError):
+                os.write(standard_error, noise.read())
+            raise
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+
+
+def _failed(message, status, debug):
+    if debug:
+        traceback.print_exc()
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

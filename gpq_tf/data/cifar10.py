@@ -1,0 +1,160 @@
+"""CIFAR-10 from whichever of three places holds it, in the original's order, split as GPQ splits it."""
+
+import os
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from gpq_tf.data import jpegs, pickles, protocol
+
+DATASETS = ("cifar10", "cifar10_folder", "cifar10_tfds", "cifar10_sample")
+BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
+LAYOUT = (*BATCHES, "batches.meta")
+
+
+def load(dataset="cifar10", data_dir="./cifar10", download=False, legacy=False):
+    """Load CIFAR-10 and split it into labelled, gallery and query images.
+
+    Args:
+        dataset: str. "cifar10" takes the first that is there of the other three: "cifar10_folder", the python
+            version's seven files (data_batch_1 ...) in `data_dir`; "cifar10_tfds", tensorflow-datasets'
+            cifar10 prepared in `data_dir`, $TFDS_DATA_DIR or ~/tensorflow_datasets; "cifar10_sample", 12,000
+            images inside this package.
+        data_dir: str or Path.
+        download: bool; True lets tensorflow-datasets fetch CIFAR-10 into `data_dir` where it is not there
+            (170 MB). Without it nothing touches the network.
+        legacy: bool; True splits in the order of numpy 1.16, as the original did (see `protocol.split`). The
+            sample is always split in the stable order, in which its queries, gallery and labelled images are
+            queries, gallery and labelled images of the whole set.
+
+    Returns:
+        RetrievalData; its `source` says in one line what was loaded.
+
+    Raises:
+        ValueError: if `dataset` is unknown, or what it asks for is absent, incomplete or damaged.
+        OSError: if a file cannot be read, or CIFAR-10 not be downloaded.
+
+    Example:
+        >>> data = load("cifar10_sample")
+        >>> data.query_images.shape, data.gallery_images.shape, data.labelled_images.shape
+        ((200, 32, 32, 3), (10800, 32, 32, 3), (1000, 32, 32, 3))
+    """
+    if dataset not in DATASETS:
+        raise ValueError(
+            f"Invalid dataset. Expected one of {', '.join(DATASETS)}. Received: dataset={dataset!r}"
+        )
+    if dataset == "cifar10":
+        dataset = _first_present(data_dir, download)
+    if dataset == "cifar10_folder":
+        return protocol.split(*_read_folder(data_dir), legacy=legacy)
+    if dataset == "cifar10_tfds":
+        return protocol.split(*_read_tfds(data_dir, download), legacy=legacy)
+    return protocol.split(*_read_sample(data_dir))
+
+
+def _first_present(data_dir, download):
+    # One file of the seven is enough to mean the folder: an incomplete one must never turn into the sample.
+    if any((Path(data_dir) / name).exists() for name in LAYOUT):
+        return "cifar10_folder"
+    if download or _prepared(data_dir):
+        return "cifar10_tfds"
+    return "cifar10_sample"
+
+
+def _read_folder(data_dir):
+    missing = [name for name in LAYOUT if not (Path(data_dir) / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"Invalid data_dir {data_dir}. Expected the files of CIFAR-10's python version. "
+            f"Missing: {', '.join(missing)}"
+        )
+    class_names = pickles.load_cifar_meta(Path(data_dir) / "batches.meta")
+    parts = [pickles.load_cifar_batch(Path(data_dir) / name, len(class_names)) for name in BATCHES]
+    images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return images, labels, class_names, f"CIFAR-10, {len(images):,} images from {data_dir} (original layout)"
+
+
+def _read_sample(data_dir):
+    with resources.as_file(resources.files("gpq_tf.data") / "cifar10_sample.npz") as path:
+        images, labels, class_names = jpegs.load_jpegs(path, "sample")
+    source = (
+        f"embedded CIFAR-10 sample, {len(images):,} of 60,000 images; for all of them put the python "
+        f"version's files (data_batch_1 ...) into {data_dir} or add --download=True"
+    )
+    return images, labels, class_names, source
+
+
+def _tfds_folders(data_dir):
+    """Where tensorflow-datasets may have been told to keep its data."""
+    places = [data_dir, os.environ.get("TFDS_DATA_DIR"), Path.home() / "tensorflow_datasets"]
+    return [Path(place) for place in places if place]
+
+
+def _prepared(data_dir):
+    """Folder of the newest prepared version in the first place that has one, or None.
+
+    Looked up in the file system: importing tensorflow_datasets takes seconds.
+    """
+    for folder in _tfds_folders(data_dir):
+        versions = {}
+        for info in folder.glob("cifar10/*.*.*/dataset_info.json"):
+            parts = info.parent.name.split(".")
+            if all(part.isdecimal() for part in parts):
+                versions[tuple(map(int, parts))] = info.parent
+        if versions:
+            return versions[max(versions)]
+    return None
+
+
+def _read_tfds(data_dir, download):
+    folder = _prepared(data_dir)
+    if folder is None and not download:
+        places = ", ".join(map(str, _tfds_folders(data_dir)))
+        raise ValueError(
+            f"Invalid dataset 'cifar10_tfds'. Expected a prepared cifar10 in one of {places}. Found none. "
+            f"Add --download=True to fetch it into {data_dir} (170 MB, once)."
+        )
+    import tensorflow_datasets as tfds
+
+    if folder is None:
+        try:
+            builder = tfds.builder("cifar10", data_dir=data_dir)
+            builder.download_and_prepare()
+        except Exception as error:  # its own, urllib's, tensorflow's
+            raise OSError(
+                f"Cannot download CIFAR-10 into {data_dir}: {type(error).__name__}: {error}"
+            ) from error
+        folder = Path(builder.data_dir)
+    try:
+        builder = tfds.builder_from_directory(folder)
+        parts = [_read_tfds_split(tfds, builder, split) for split in ("train", "test")]
+        class_names = list(builder.info.features["label"].names)
+    except Exception as error:  # tensorflow's errors are no ValueErrors, and its asserts no errors of ours
+        raise ValueError(
+            f"Invalid {folder}. Expected tensorflow-datasets' cifar10: {type(error).__name__}: {error}. "
+            f"To prepare it anew, delete that folder and add --download=True."
+        ) from error
+    images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    source = f"CIFAR-10, {len(images):,} images from {folder} (tensorflow-datasets)"
+    return images, labels, class_names, source
+
+
+def _read_tfds_split(tfds, builder, split):
+    """(images, labels) of one split, in the order of the original files.
+
+    tensorflow-datasets shuffles when it prepares; the id, such as train_00123, remembers the order, which the
+    protocol needs: it decides which images are labelled and which are queries.
+    """
+    if "id" not in builder.info.features:
+        raise ValueError(
+            "its examples have no id, so the order of the original files is lost (version 3.0.2 has them)"
+        )
+    batches = list(tfds.as_numpy(builder.as_dataset(split=split, batch_size=1000)))
+    ids, images, labels = (
+        np.concatenate([batch[key] for batch in batches]) for key in ("id", "image", "label")
+    )
+    if images.shape[1:] != (32, 32, 3):
+        raise ValueError(f"its images have shape {images.shape[1:]}")
+    order = np.argsort(ids)  # ids differ, and are padded with zeros
+    return images[order], labels[order]

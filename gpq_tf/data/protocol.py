@@ -1,0 +1,134 @@
+"""GPQ's split of a labelled image set into labelled, gallery and query images."""
+
+import dataclasses
+
+import numpy as np
+
+from gpq_tf.data import numpy116
+
+QUERY_STEP = 60  # every 60th image of the order by class is a query
+LABELLED_SHARE = 120  # of N images, N // 120 per class are labelled: 500 of CIFAR-10's 60,000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RetrievalData:
+    """A split image set. Images are uint8 NHWC, labels int64, indices positions in the set as it was given.
+
+    Attributes:
+        labelled_images: (L, H, W, 3), the images whose labels training sees.
+        labelled_labels: (L,).
+        unlabelled_images: the gallery's images, which training sees without their labels; the same array.
+        gallery_images: (N, H, W, 3), what is searched.
+        gallery_labels: (N,).
+        query_images: (Q, H, W, 3), what is searched for.
+        query_labels: (Q,).
+        class_names: list of C str; a label indexes it.
+        source: str, one line for the user: where the images come from.
+        labelled_index: int64 (L,).
+        gallery_index: int64 (N,).
+        query_index: int64 (Q,).
+    """
+
+    labelled_images: np.ndarray
+    labelled_labels: np.ndarray
+    unlabelled_images: np.ndarray
+    gallery_images: np.ndarray
+    gallery_labels: np.ndarray
+    query_images: np.ndarray
+    query_labels: np.ndarray
+    class_names: list
+    source: str
+    labelled_index: np.ndarray
+    gallery_index: np.ndarray
+    query_index: np.ndarray
+
+
+def split(images, labels, class_names, source, legacy=False):
+    """Split as the original program does.
+
+    Order the N images by class; every 60th of that order, beginning with the first, is a query. Of what
+    remains of each class, the first N // 120 are labelled and the others are the gallery, which is also the
+    unlabelled set. CIFAR-10's 60,000 images give 1,000 queries, 5,000 labelled images and a gallery of
+    54,000.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        labels: integers (N,), 0..C-1.
+        class_names: sequence of C str.
+        source: str, kept as `RetrievalData.source`.
+        legacy: bool. False: the order is stable and a class ends where its label does. True: the order is
+            numpy 1.16's (see `numpy116.argsort`) and the images that are no queries are cut into C equal
+            parts.
+
+    Returns:
+        RetrievalData.
+
+    Raises:
+        ValueError: if shapes do not fit, a label is no class, or a class is too small to be split.
+
+    Example:
+        >>> images = np.zeros((600, 8, 8, 3), np.uint8)
+        >>> data = split(images, np.arange(600) % 10, list("abcdefghij"), "nowhere")
+        >>> len(data.query_index), len(data.labelled_index), len(data.gallery_index)
+        (10, 50, 540)
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError(
+            f"Invalid images. Expected uint8 (N, H, W, 3). Received: {images.dtype} {images.shape}"
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"Invalid labels. Expected integers ({len(images)},). Received: {labels.dtype} {labels.shape}"
+        )
+    labels = labels.astype(np.int64)
+    labelled, gallery, query = split_index(labels, len(class_names), legacy)
+    gallery_images = images[gallery]
+    return RetrievalData(
+        labelled_images=images[labelled],
+        labelled_labels=labels[labelled],
+        unlabelled_images=gallery_images,
+        gallery_images=gallery_images,
+        gallery_labels=labels[gallery],
+        query_images=images[query],
+        query_labels=labels[query],
+        class_names=list(class_names),
+        source=source,
+        labelled_index=labelled,
+        gallery_index=gallery,
+        query_index=query,
+    )
+
+
+def split_index(labels, n_classes, legacy=False):
+    """The rule of `split` on labels alone: int64 (N,) -> indices (labelled, gallery, query), int64 each."""
+    if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
+        raise ValueError(
+            f"Invalid labels. Expected 0..{n_classes - 1}. Received: {labels.min()}..{labels.max()}"
+        )
+    n_labelled = len(labels) // LABELLED_SHARE
+    if legacy:
+        order = np.asarray(numpy116.argsort(labels.tolist()), np.int64)
+    else:
+        order = np.argsort(labels, kind="stable")
+    is_query = np.arange(len(order)) % QUERY_STEP == 0
+    rest = order[~is_query]
+    if legacy:
+        if len(rest) % n_classes:
+            raise ValueError(
+                f"Invalid legacy split. Expected {n_classes} equal parts of the images that are no queries. "
+                f"Received: {len(rest)} such images of {len(labels)}"
+            )
+        parts = np.split(rest, n_classes)
+    else:
+        parts = np.split(rest, np.searchsorted(labels[rest], np.arange(1, n_classes)))
+    for i, part in enumerate(parts):
+        if not 0 < n_labelled < len(part):
+            raise ValueError(
+                f"Invalid labels. Expected at least {LABELLED_SHARE} images, and of every class, without the "
+                f"queries, more than the {n_labelled} to be labelled. "
+                f"Received: {len(labels)} images, {len(part)} of class {i}"
+            )
+    labelled = np.concatenate([part[:n_labelled] for part in parts])
+    gallery = np.concatenate([part[n_labelled:] for part in parts])
+    return labelled, gallery, order[is_query]

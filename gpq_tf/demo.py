@@ -1,0 +1,161 @@
+"""The demo: encode a gallery, print the mAP, save ranked-list pictures."""
+
+from pathlib import Path
+
+import numpy as np
+
+from gpq_tf import convert, data as data_module, retrieval, settings as settings_module, visualize
+from gpq_tf.data.similarity import read_similarity
+from gpq_tf.network import load_model
+
+# What is evaluated where model_load_path names nothing.
+SHIPPED_MODEL = "cifar10-48bits-quarter"
+RESULT = "retrieval_result"
+_RESULTS_SHOWN = 10
+
+
+def run(settings, report=None, progress=None, pictures=True):
+    """Evaluate a model on CIFAR-10.
+
+    Args:
+        settings: gpq_tf.settings.Settings; model_load_path names the model, data_dir and dataset the images.
+        report: callable(str), told what a user should know, or None.
+        progress: callable(iterable of batches, what) -> iterable, or None.
+        pictures: bool, whether to save retrieval_result_<query>.png and retrieval_result.json in the current folder.
+
+    Returns:
+        float, the mean average precision.
+
+    Raises:
+        ValueError: if model, data or settings are wrong or do not fit each other.
+        OSError: if a file cannot be read or written.
+    """
+    report = report or (lambda line: None)
+    model, name, notes = open_model(settings)
+    settings = _in_force(settings, model)
+    report(settings_module.describe(settings))
+    for note in notes:
+        report(note)
+    data = data_module.load(settings.dataset, settings.data_dir, settings.download, settings.legacy)
+    report(data.source)
+    shown = _queries_to_show(settings, len(data.query_labels)) if pictures else []
+    similarity = _similarity(settings, data)
+    report(
+        f"gallery {len(data.gallery_labels)}, queries {len(data.query_labels)}, {settings.n_bits} bits a code "
+        f"({settings.n_book} books of {settings.intn_word} codewords)"
+    )
+    found = retrieval.evaluate(model, data, settings.n_DB, similarity, progress)
+    for phase, seconds in found["seconds"].items():
+        report(f"{phase}: {seconds:.1f} s")
+    report(f"{name} mAP: {found['mAP']:.4f}")
+    for query in shown:
+        path = f"{RESULT}_{query}.png"
+        _draw(path, query, found, data, similarity)
+        report(f"saved {path}")
+    if pictures:
+        settings_module.save(
+            settings,
+            f"{RESULT}.json",
+            mAP=found["mAP"],
+            model=name,
+            source=data.source,
+            seconds=found["seconds"],
+            queries_shown=shown,
+        )
+    return found["mAP"]
+
+
+def open_model(settings):
+    """The model that model_load_path means: a .keras file, a shipped name, or weights of the original.
+
+    Args:
+        settings: gpq_tf.settings.Settings.
+
+    Returns:
+        (model, name, notes): RetrievalModel, str, list of str for the user.
+
+    Raises:
+        ValueError: if there is no such model, it is damaged, or a given setting contradicts it.
+    """
+    source, notes = settings.model_load_path, []
+    foreign = convert.is_source(source)
+    legacy = settings.legacy if "legacy" in settings.given else None
+    if not foreign and not Path(source).exists() and "model_load_path" not in settings.given:
+        source = SHIPPED_MODEL
+        notes.append(f"model: the shipped {source}, since {settings.model_load_path} does not exist")
+    else:
+        notes.append(f"model: {source}")
+    if foreign:
+        n_book = settings.n_book if "n_book" in settings.given else None
+        model, lines = convert.convert(source, n_book, bool(legacy))
+        notes.append(f"converted: {lines[0]}")
+    else:
+        model = load_model(source, legacy, settings.precision)
+    for name, own in _own_settings(model).items():
+        if name != "legacy" and name in settings.given and getattr(settings, name) != own:
+            raise ValueError(
+                f"Invalid {name}. Expected {own}, which the model {source} has. Received: {name}="
+                f"{getattr(settings, name)}. Leave it out, or train such a model with train.py"
+            )
+    return model, str(source), notes
+
+
+def _own_settings(model):
+    """What a model fixes, under the settings' names."""
+    own = dict(model.architecture)
+    own["n_CLASSES"] = own.pop("n_classes")
+    del own["seed"]  # the seed of its making; the demo's draws queries
+    return own
+
+
+def _in_force(settings, model):
+    own = _own_settings(model)
+    own["intn_word"] = 2 ** own["bn_word"]
+    own["n_bits"] = own["n_book"] * own["bn_word"]
+    return settings.replace(**own)
+
+
+def _queries_to_show(settings, n_queries):
+    if settings.n_pictures > n_queries:
+        raise ValueError(
+            f"Invalid n_pictures. Expected at most {n_queries}, the number of queries. "
+            f"Received: n_pictures={settings.n_pictures}"
+        )
+    drawn = np.random.default_rng(settings.seed).permutation(n_queries).tolist()
+    if settings.query is not None:
+        if settings.query >= n_queries:
+            raise ValueError(
+                f"Invalid query. Expected 0 to {n_queries - 1}, there are {n_queries} queries. "
+                f"Received: query={settings.query}"
+            )
+        drawn.remove(settings.query)
+        drawn.insert(0, settings.query)
+    return drawn[: settings.n_pictures]
+
+
+def _similarity(settings, data):
+    """The matrix of the file when there is one, None to go by labels."""
+    path = settings.cifar10_label_sim_path
+    if not Path(path).exists() and "cifar10_label_sim_path" not in settings.given:
+        return None
+    return read_similarity(path, len(data.query_labels), len(data.gallery_labels))
+
+
+def _draw(path, query, found, data, similarity):
+    _, ids = found["index"].search(found["queries"][query : query + 1], _RESULTS_SHOWN)
+    best = ids[0][ids[0] >= 0]
+    if similarity is None:
+        relevant = data.gallery_labels[best] == data.query_labels[query]
+    else:
+        relevant = np.asarray(similarity[query].todense()).ravel()[best] > 0
+    visualize.ranked_list(
+        path,
+        data.query_images[query],
+        int(data.query_labels[query]),
+        data.gallery_images[best],
+        data.gallery_labels[best].tolist(),
+        relevant.tolist(),
+        data.class_names,
+    )
+
+

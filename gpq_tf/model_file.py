@@ -1,0 +1,258 @@
+"""The .keras file of a RetrievalModel: a description and weights, checksummed, written atomically.
+
+It is an ordinary Keras archive (config.json, metadata.json, model.weights.h5, nothing compressed) with one member more,
+gpq_tf.json: version of the format, the architecture, a record of the model's making, and the sha256 of the other
+members. Loading reads this member and the weights only; no class or function named in a file is ever imported.
+"""
+
+import hashlib
+import io
+import json
+import numbers
+import tempfile
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from gpq_tf import heads
+from gpq_tf.backbones import vgg
+from gpq_tf.files import replacing
+
+FORMAT_VERSION = 1
+_DESCRIPTION, _WEIGHTS = "gpq_tf.json", "model.weights.h5"
+_LARGEST_DESCRIPTION = 4 * 2**20
+# A file may be larger than its weights: HDF5's own structures, and names.
+_LARGEST_OVERHEAD = 4 * 2**20
+
+# name: (smallest, largest); the largest keep D and the codebook far below what memory holds
+_INTEGER_RANGES = {
+    "n_book": (1, 256),
+    "bn_word": (1, 16),
+    "len_code": (1, 4096),
+    "n_classes": (1, 100_000),
+    "seed": (0, 2**32 - 1),
+}
+_LARGEST_WIDTH = 8
+
+
+def check_architecture(architecture):
+    """Check the arguments of RetrievalModel.
+
+    Args:
+        architecture: dict with the names of RetrievalModel's arguments.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what was received.
+    """
+    heads.recipe(architecture["head"])
+    for name, (low, high) in _INTEGER_RANGES.items():
+        value = architecture[name]
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
+            raise ValueError(
+                f"Invalid {name}. Expected an integer from {low} to {high}. Received: {name}={value!r}"
+            )
+    width = architecture["width_multiplier"]
+    if isinstance(width, bool) or not isinstance(width, numbers.Real) or not 0 < width <= _LARGEST_WIDTH:
+        raise ValueError(
+            f"Invalid width_multiplier. Expected a number above 0, at most {_LARGEST_WIDTH}. "
+            f"Received: width_multiplier={width!r}"
+        )
+    if not isinstance(architecture["legacy"], bool):
+        raise ValueError(
+            f"Invalid legacy. Expected True or False. Received: legacy={architecture['legacy']!r}"
+        )
+
+
+def write(model, path, overwrite=True, weights_dtype="float32"):
+    """Write `model`; see RetrievalModel.save."""
+    path = Path(path)
+    if path.suffix != ".keras":
+        raise ValueError(f"Invalid filepath. Expected a name that ends in .keras. Received: {str(path)!r}")
+    if weights_dtype not in ("float32", "float16"):
+        raise ValueError(
+            f'Invalid weights_dtype. Expected "float32" or "float16". Received: weights_dtype={weights_dtype!r}'
+        )
+    if path.exists() and not overwrite:
+        raise ValueError(
+            f"Invalid filepath. Expected a new name, since overwrite is False. Received: {str(path)!r}"
+        )
+    with replacing(path) as temporary:
+        members = _keras_members(model)
+        if weights_dtype == "float16":
+            members[_WEIGHTS] = _in_half_precision(members[_WEIGHTS])
+        description = {
+            "format": "gpq_tf model",
+            "version": FORMAT_VERSION,
+            "architecture": model.architecture,
+            "record": model.record,
+            "weights_dtype": weights_dtype,
+            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in members.items()},
+        }
+        members[_DESCRIPTION] = json.dumps(description, indent=2).encode()
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for name, content in members.items():
+                # A fixed date: equal models make equal files.
+                archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+
+
+def read_description(path):
+    """Verify a model file and return what it says about itself.
+
+    Args:
+        path: str or Path.
+
+    Returns:
+        (architecture, record): dict of RetrievalModel's arguments, dict about its making.
+
+    Raises:
+        ValueError: if the file is not a whole, unchanged model of a known version.
+    """
+    description, members = _verified(path)
+    architecture = description["architecture"]
+    try:
+        check_architecture(architecture)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(
+            path, f"a description of the network; {error!r} is missing or of the wrong type"
+        ) from error
+    _check_size(path, architecture, members[_WEIGHTS], description.get("weights_dtype"))
+    record = description.get("record")
+    return architecture, record if isinstance(record, dict) else {}
+
+
+def read_weights(model, path):
+    """Load the weights of a verified file into a model of the same architecture.
+
+    Raises:
+        ValueError: if the weights do not fit the model.
+    """
+    _, members = _verified(path)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, _WEIGHTS)
+        copy.write_bytes(members[_WEIGHTS])
+        try:
+            _check_hdf5(path, copy)
+            model.load_weights(copy)
+        except (OSError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+            raise _damaged(
+                path, f"weights of the network it describes; reading them gave: {error}"
+            ) from error
+        except ValueError as error:
+            if str(path) in str(error):
+                raise
+            first_line = str(error).strip().split("\n")[0]
+            raise _damaged(path, f"weights of the network it describes; {first_line}") from error
+
+
+def _verified(path):
+    """The description (dict) and the members (dict of bytes), after all checksums have been compared."""
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = {info.filename: info for info in archive.infolist()}
+            if _DESCRIPTION not in infos or _WEIGHTS not in infos:
+                raise _damaged(
+                    path, f"a model written by gpq-tf; it holds no {_DESCRIPTION} or no {_WEIGHTS}"
+                )
+            # Stored, not compressed: what a member claims cannot exceed the file.
+            claimed = sum(info.file_size for info in infos.values())
+            if claimed > path.stat().st_size or infos[_DESCRIPTION].file_size > _LARGEST_DESCRIPTION:
+                raise _damaged(path, f"members no larger than the file; they claim {claimed} bytes")
+            description = json.loads(archive.read(_DESCRIPTION))
+            if not isinstance(description, dict) or description.get("format") != "gpq_tf model":
+                raise _damaged(path, f"a model written by gpq-tf; {_DESCRIPTION} says otherwise")
+            if description.get("version") != FORMAT_VERSION:
+                raise _damaged(
+                    path, f"format version {FORMAT_VERSION}; it has {description.get('version')!r}"
+                )
+            checksums = description.get("sha256")
+            if not isinstance(checksums, dict) or set(infos) != {*checksums, _DESCRIPTION}:
+                raise _damaged(path, "the members that its description lists")
+            members = {name: archive.read(name) for name in checksums}
+    except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _damaged(path, f"a whole .keras archive; {error}") from error
+    except (NotImplementedError, RuntimeError, EOFError, KeyError, OSError) as error:
+        raise _damaged(path, f"a readable .keras archive; {error}") from error
+    for name, content in members.items():
+        if hashlib.sha256(content).hexdigest() != checksums[name]:
+            raise _damaged(path, f"the sha256 that was saved with it; {name} has another")
+    if not isinstance(description.get("architecture"), dict):
+        raise _damaged(path, "a description of the network")
+    return description, members
+
+
+def _check_size(path, architecture, weights, weights_dtype):
+    """Refuse sizes that the weights do not bear out, before memory is taken for them."""
+    width = architecture["n_book"] * architecture["len_code"]
+    rows = (
+        2 ** architecture["bn_word"]
+        + architecture["n_classes"]
+        + vgg.feature_size(architecture["width_multiplier"])
+    )
+    n_values = vgg.kernel_size(architecture["width_multiplier"]) + width * rows
+    bytes_a_value = 2 if weights_dtype == "float16" else 4
+    if not n_values * bytes_a_value <= len(weights) <= n_values * 4 + _LARGEST_OVERHEAD:
+        raise _damaged(
+            path, f"weights for the network it describes, {n_values} values; they take {len(weights)} bytes"
+        )
+
+
+def _check_hdf5(path, weights_path):
+    """Refuse what an HDF5 file can do besides holding arrays: links to other files, compressed or virtual data."""
+    import h5py
+
+    def check(group):
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise _damaged(path, f"plain arrays; {name} is a link")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                check(item)
+            elif (
+                item.is_virtual or item.external or item.compression or item.chunks or item.dtype.kind != "f"
+            ):
+                raise _damaged(path, f"plain float arrays; {item.name} is not one")
+
+    with h5py.File(weights_path, "r") as file:
+        check(file)
+
+
+def _keras_members(model):
+    """Contents of the archive that Keras writes, by name; metadata without the date."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder, "model.keras")
+        keras.Model.save(model, plain)
+        with zipfile.ZipFile(plain) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+    metadata = json.loads(members["metadata.json"])
+    metadata.pop("date_saved", None)
+    members["metadata.json"] = json.dumps(metadata).encode()
+    return members
+
+
+def _in_half_precision(weights):
+    """The HDF5 file with every array of two or more axes in float16; vectors hold statistics and cost nothing."""
+    import h5py
+
+    source, target = io.BytesIO(weights), io.BytesIO()
+    with h5py.File(source, "r") as old, h5py.File(target, "w") as new:
+
+        def copy(name, item):
+            if isinstance(item, h5py.Group):
+                made = new.require_group(name)
+            else:
+                values = item[()]
+                made = new.create_dataset(
+                    name, data=values.astype("float16") if np.ndim(values) > 1 else values
+                )
+            made.attrs.update(item.attrs)
+
+        old.visititems(copy)
+        new.attrs.update(old.attrs)
+    return target.getvalue()
+
+
+def _damaged(path, expected):
+    return ValueError(f"Invalid model file {str(path)!r}. Expected {expected}")

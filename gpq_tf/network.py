@@ -1,0 +1,234 @@
+"""RetrievalModel: preprocessing, backbone and head in one Keras model that takes uint8 images."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from gpq_tf import model_file
+from gpq_tf.backbones import vgg
+from gpq_tf.heads.gpq import GPQHead
+from gpq_tf.ops import compiled_call
+
+# Images encoded at a time; large enough to keep a processor busy, small enough for its memory.
+BATCH_SIZE = 250
+# The network halves height and width three times.
+SMALLEST_SIDE = 8
+
+
+@keras.saving.register_keras_serializable("gpq_tf")
+class RetrievalModel(keras.Model):
+    """From uint8 images to descriptors and compact codes.
+
+    Args:
+        head: str, "gpq".
+        n_book: int M, codebooks.
+        bn_word: int, bits a book; K = 2 ** bn_word codewords.
+        len_code: int d, length of a codeword; D = M * d.
+        n_classes: int C, class prototypes (used in training only).
+        width_multiplier: float, scales every channel count of the backbone.
+        legacy: bool, search with raw descriptors and codewords, as the original.
+        seed: int, of the initial values.
+
+    Shapes:
+        input: uint8 (B, H, W, 3), H and W at least 8.
+        output: float32 (B, D), what `embed` returns.
+
+    Raises:
+        ValueError: if a size is out of range (see `model_file.check_architecture`).
+
+    Example:
+        >>> model = RetrievalModel(n_book=3, len_code=4, width_multiplier=1 / 64)
+        >>> images = np.zeros((2, 32, 32, 3), "uint8")
+        >>> model.embed(images).shape, model.encode(images).shape, model.codebook.shape
+        ((2, 12), (2, 3), (3, 16, 4))
+    """
+
+    def __init__(
+        self,
+        head="gpq",
+        n_book=12,
+        bn_word=4,
+        len_code=12,
+        n_classes=10,
+        width_multiplier=1.0,
+        legacy=False,
+        seed=0,
+        **kwargs,
+    ):
+        architecture = {
+            "head": head,
+            "n_book": n_book,
+            "bn_word": bn_word,
+            "len_code": len_code,
+            "n_classes": n_classes,
+            "width_multiplier": width_multiplier,
+            "legacy": legacy,
+            "seed": seed,
+        }
+        model_file.check_architecture(architecture)
+        super().__init__(**kwargs)
+        self.architecture = architecture
+        self.record = {}
+        policy = self.dtype_policy
+        self.backbone = vgg.VGG(width_multiplier, seed, dtype=policy, name="backbone")
+        self.head = GPQHead(
+            n_book, 2**bn_word, len_code, n_classes, legacy, seed + 100, dtype=policy, name="head"
+        )
+        # A model that loads weights must have its variables, whatever image sizes it will see.
+        self.backbone.build((None, None, None, 3))
+        self.head.build((None, vgg.feature_size(width_multiplier)))
+        self.built = True
+        self._describe = compiled_call(self, lambda images: self.describe(vgg.preprocess(images)))
+        self._embed = compiled_call(self, self.call)
+
+    @property
+    def head_name(self):
+        """str, "gpq"."""
+        return self.head.head_name
+
+    @property
+    def codebook(self):
+        """numpy float32 (M, K, d), as the search uses it: unit codewords, raw with legacy."""
+        return self.head.search_codebook()
+
+    def describe(self, normalized, training=False):
+        """Normalised images, float (B, H, W, 3) -> raw descriptors, float32 (B, D). A tensor operation."""
+        return self.head(self.backbone(normalized, training=training))
+
+    def call(self, images, training=False):
+        return self.head.embed(self.describe(vgg.preprocess(images), training=training))
+
+    def embed(self, images, progress=None):
+        """Descriptors as the search uses them.
+
+        Args:
+            images: uint8 (N, H, W, 3), any H and W of at least 8; never resized.
+            progress: callable that wraps the iterable of batches, such as tqdm.tqdm, or None.
+
+        Returns:
+            numpy float32 (N, D): sub-vectors of unit length (raw with legacy).
+
+        Raises:
+            ValueError: if `images` has another shape or dtype.
+        """
+        width = self.architecture["n_book"] * self.architecture["len_code"]
+        return self._in_batches(self._embed, images, progress, np.empty((len(images), width), "float32"))
+
+    def encode(self, images, progress=None):
+        """Codes of images: the nearest codeword of every book.
+
+        Args:
+            images: uint8 (N, H, W, 3), any H and W of at least 8; never resized.
+            progress: callable that wraps the iterable of batches, such as tqdm.tqdm, or None.
+
+        Returns:
+            numpy (N, M) in the smallest unsigned type that holds K - 1.
+
+        Raises:
+            ValueError: if `images` has another shape or dtype.
+        """
+        dtype = np.min_scalar_type(2 ** self.architecture["bn_word"] - 1)
+        codes = np.empty((len(images), self.architecture["n_book"]), dtype)
+        return self._in_batches(
+            lambda batch: self.head.encode(self._describe(batch)), images, progress, codes
+        )
+
+    def _in_batches(self, function, images, progress, out):
+        _check_images(images)
+        starts = range(0, len(images), BATCH_SIZE)
+        for start in progress(starts) if progress else starts:
+            batch = np.asarray(images[start : start + BATCH_SIZE])
+            size = len(batch)
+            if size < BATCH_SIZE < len(images):
+                # Filled up, so that the compiled function sees one shape only.
+                batch = np.concatenate([batch, np.repeat(batch[-1:], BATCH_SIZE - size, axis=0)])
+            out[start : start + size] = ops.convert_to_numpy(function(batch))[:size]
+        return out
+
+    def save(self, filepath, overwrite=True, weights_dtype="float32"):
+        """Write the model as one checksummed .keras file, atomically.
+
+        Args:
+            filepath: str or Path ending in .keras.
+            overwrite: bool, False to refuse to replace a file.
+            weights_dtype: "float32", or "float16" for half the size: kernels and codebook are rounded to 16 bits,
+                vectors stay.
+
+        Raises:
+            ValueError: if the name does not end in .keras, or the file exists and `overwrite` is False.
+        """
+        model_file.write(self, filepath, overwrite, weights_dtype)
+
+    def get_config(self):
+        return dict(self.architecture)
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def load_model(path_or_name, legacy=None, precision="float32"):
+    """Load a model that `RetrievalModel.save` wrote, or a shipped one by its name.
+
+    Nothing in the file is executed: it holds sizes, which are checked, and weights, whose checksum is verified.
+
+    Args:
+        path_or_name: path of a .keras file, or the name of shipped weights.
+        legacy: bool, search as the original did (raw descriptors and codewords); None takes what the file says.
+        precision: "float32", "mixed_bfloat16" or "mixed_float16", in which the network computes. Descriptors are
+            float32 in any case.
+
+    Returns:
+        RetrievalModel. `model.record` is what was saved about its making (dict).
+
+    Raises:
+        ValueError: if there is no such file or name, or the file is not a whole model.
+
+    Example:
+        >>> model = load_model("cifar10-48bits-quarter")  # doctest: +SKIP
+        >>> codes = model.encode(images)  # doctest: +SKIP
+    """
+    path = find_model(path_or_name)
+    architecture, record = model_file.read_description(path)
+    if legacy is not None:
+        architecture["legacy"] = bool(legacy)
+    model = RetrievalModel(**architecture, dtype=precision)
+    model_file.read_weights(model, path)
+    model.record = record
+    return model
+
+
+def find_model(path_or_name):
+    """The path of a .keras file, given as a path or as the name of shipped weights.
+
+    Raises:
+        ValueError: if there is neither; the message lists the shipped names.
+    """
+    path = Path(path_or_name)
+    if path.suffix == ".keras" and path.is_file():
+        return path
+    shipped = {file.stem: file for file in (Path(__file__).parent / "weights").glob("*.keras")}
+    if str(path_or_name) in shipped:
+        return shipped[str(path_or_name)]
+    found = "is not a .keras file (`gpq-tf convert` makes one)" if path.exists() else "does not exist"
+    raise ValueError(
+        f"Invalid model. Expected a .keras file or one of {', '.join(sorted(shipped)) or 'no shipped names'}. "
+        f"Received: {str(path_or_name)!r}, which {found}"
+    )
+
+
+def _check_images(images):
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    if (
+        dtype != np.uint8
+        or shape is None
+        or len(shape) != 4
+        or shape[3] != 3
+        or min(shape[1:3]) < SMALLEST_SIDE
+    ):
+        raise ValueError(
+            f"Invalid images. Expected uint8 (N, H, W, 3) with H and W at least {SMALLEST_SIDE}. "
+            f"Received: {dtype} {shape}"
+        )

@@ -1,0 +1,259 @@
+"""The settings: defaults <- config.py of the current folder <- --key=value; checked, typed, then derived."""
+
+import difflib
+import json
+import math
+import runpy
+import types
+from pathlib import Path
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+DATASETS = ("cifar10", "cifar10_folder", "cifar10_tfds", "cifar10_sample")
+
+
+def _integer(low, high):
+    def parse(value):
+        if isinstance(value, str):
+            value = int(value)
+        if isinstance(value, bool) or value != int(value) or not low <= value <= high:
+            raise ValueError
+        return int(value)
+
+    parse.expected = f"an integer from {low} to {high}"
+    return parse
+
+
+def _number(low, high=math.inf, above=False):
+    def parse(value):
+        if isinstance(value, bool):
+            raise ValueError
+        value = float(value)
+        if not low <= value <= high or (above and value == low) or math.isinf(value):
+            raise ValueError
+        return value
+
+    upper = "" if high == math.inf else f" and at most {high:g}"
+    parse.expected = f"a number {'above' if above else 'of at least'} {low:g}{upper}"
+    return parse
+
+
+def _choice(*choices):
+    def parse(value):
+        value = {"true": True, "false": False}.get(str(value).lower(), value)
+        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+            raise ValueError
+        return value
+
+    parse.expected = "one of " + ", ".join(map(str, choices))
+    return parse
+
+
+def _text(value):
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError
+    return str(value)
+
+
+_text.expected = "a path or name"
+
+
+def _optional(parse):
+    def parse_or_none(value):
+        return None if value is None or value == "None" else parse(value)
+
+    parse_or_none.expected = f"{parse.expected}, or None"
+    return parse_or_none
+
+
+_boolean = _choice(True, False)
+
+# name: (default, parser), in the order of config.py
+FIELDS = {
+    "data_dir": ("./cifar10", _text),
+    "dataset": ("cifar10", _choice(*DATASETS)),
+    "download": (False, _boolean),
+    "ImagNet_pretrained_path": ("./models/ImageNet_pretrained", _text),
+    "ImageNet_pretrained_path": ("./models/ImageNet_pretrained", _text),
+    "model_save_path": ("./models/", _text),
+    "model_load_path": ("./models/48bits_example.ckpt", _text),
+    "cifar10_label_sim_path": ("./cifar10/cifar10_Similarity.mat", _text),
+    "n_CLASSES": (10, _integer(2, 100_000)),
+    "image_size": (32, _integer(8, 4096)),
+    "img_channels": (3, _integer(3, 3)),
+    "n_DB": (54000, _integer(1, 10**9)),
+    "total_epochs": (300, _integer(1, 10**6)),
+    "batch_size": (500, _integer(1, 10**6)),
+    "save_term": (20, _integer(1, 10**6)),
+    "head": ("gpq", _choice("gpq")),
+    "len_code": (12, _integer(1, 4096)),
+    "n_book": (12, _integer(1, 256)),
+    "bn_word": (4, _integer(1, 16)),
+    "intn_word": (16, _integer(2, 65536)),
+    "n_bits": (48, _integer(1, 4096)),
+    "alpha": (20.0, _number(0, above=True)),
+    "beta": (4.0, _number(0, above=True)),
+    "lam_1": (0.1, _number(0)),
+    "lam_2": (0.1, _number(0)),
+    "width_multiplier": (1.0, _number(0, 8, above=True)),
+    "legacy": (False, _boolean),
+    "seed": (0, _integer(0, 2**32 - 1)),
+    "precision": ("float32", _choice(*PRECISIONS)),
+    "jit_compile": ("auto", _choice("auto", True, False)),
+    "init": (None, _optional(_text)),
+    "keep": (None, _optional(_integer(1, 10**6))),
+    "query": (None, _optional(_integer(0, 10**9))),
+    "n_pictures": (1, _integer(0, 10**4)),
+}
+_OLD_SPELLING, _SPELLING = "ImagNet_pretrained_path", "ImageNet_pretrained_path"
+_DERIVED = {
+    "intn_word": ("2 ** bn_word", lambda values: 2 ** values["bn_word"]),
+    "n_bits": ("n_book * bn_word", lambda values: values["n_book"] * values["bn_word"]),
+}
+
+
+class Settings(types.SimpleNamespace):
+    """The settings in force, one attribute each.
+
+    `given` (a frozenset of names) tells which were set to another value than the default by config.py, or were
+    given on the command line at all.
+    """
+
+    def __init__(self, values, given=()):
+        super().__init__(**values)
+        self.given = frozenset(given)
+
+    def as_dict(self):
+        """dict of plain values, in the order of config.py."""
+        return {name: getattr(self, name) for name in FIELDS}
+
+    def replace(self, **changes):
+        """A copy with some values changed; neither checked nor derived again."""
+        return Settings({**self.as_dict(), **changes}, self.given | set(changes))
+
+
+def resolve(arguments=(), config_path="config.py"):
+    """Settle every setting.
+
+    Args:
+        arguments: sequence of str, "--name=value" ("--name" alone means True).
+        config_path: path of a Python file of flat `name = value` lines; need not exist.
+
+    Returns:
+        Settings.
+
+    Raises:
+        ValueError: if a name is unknown (the message names the nearest right one), a value has the wrong type or
+            range, or a derived value (intn_word, n_bits) contradicts what it is derived from.
+
+    Example:
+        >>> settings = resolve(["--n_book=8"], config_path="no_such_file.py")
+        >>> settings.n_book, settings.n_bits
+        (8, 32)
+    """
+    defaults = {name: default for name, (default, _) in FIELDS.items()}
+    from_file = _parse_all(_read_config(config_path), str(config_path))
+    # The file is held against itself first: its n_bits belongs to its n_book, not to the command line's.
+    values = _settle(defaults, from_file, str(config_path))
+    from_file = {name: value for name, value in from_file.items() if value != defaults[name]}
+    from_arguments = _parse_all(_read_arguments(arguments), "the command line")
+    values = _settle(values, from_arguments, "the command line")
+    return Settings(values, {*from_file, *from_arguments} - set(_DERIVED))
+
+
+def describe(settings):
+    """The settings in force as text, a line each.
+
+    Example:
+        >>> describe(resolve([], config_path="no_such_file.py")).splitlines()[0]
+        'data_dir = ./cifar10'
+    """
+    return "\n".join(f"{name} = {value}" for name, value in settings.as_dict().items() if name != _SPELLING)
+
+
+def save(settings, path, **more):
+    """Write the settings in force (and what else is given) as JSON, atomically."""
+    from gpq_tf.files import write_json
+
+    write_json(path, {**more, "settings": settings.as_dict()})
+
+
+def load(path):
+    """Read the settings that `save` wrote.
+
+    Raises:
+        ValueError: if the file is not such a file.
+    """
+    try:
+        stored = json.loads(Path(path).read_text())["settings"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"Invalid file {str(path)!r}. Expected settings as JSON. {error!r}") from error
+    defaults = {name: default for name, (default, _) in FIELDS.items()}
+    return Settings(_settle(defaults, _parse_all(stored, str(path)), str(path)))
+
+
+def _read_config(path):
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    try:
+        names = runpy.run_path(str(path))
+    except Exception as error:
+        line = getattr(error, "lineno", None)
+        where = f", line {line}" if line else ""
+        raise ValueError(
+            f"Invalid {path}. Expected lines `name = value`. Received{where}: {type(error).__name__}: {error}"
+        ) from error
+    return {name: value for name, value in names.items() if name[0] != "_" and not isinstance(value, types.ModuleType)}
+
+
+def _read_arguments(arguments):
+    given = {}
+    for argument in arguments:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not name:
+            raise ValueError(f"Invalid argument. Expected --name=value. Received: {argument!r}")
+        if name in given:
+            raise ValueError(f"Invalid argument. Expected --{name} once. Received: it twice")
+        given[name] = value if equals else True
+    return given
+
+
+def _parse_all(given, source):
+    parsed = {}
+    for name, value in given.items():
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0)
+            raise ValueError(f"Invalid setting {name!r} ({source}). Did you mean {near[0]!r}?")
+        parse = FIELDS[name][1]
+        try:
+            parsed[name] = parse(value)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(
+                f"Invalid {name} ({source}). Expected {parse.expected}. Received: {name}={value}"
+            ) from error
+    return parsed
+
+
+def _settle(base, given, source):
+    """`base` overridden by `given`, both spellings of the one name made equal, derived values computed."""
+    values = {**base, **given}
+    _settle_spelling(values, base, given, source)
+    for name, (formula, derive) in _DERIVED.items():
+        value = derive(values)
+        if name in given and given[name] != value:
+            raise ValueError(
+                f"Invalid {name} ({source}). Expected {formula} = {value}, or that it is left out. "
+                f"Received: {name}={given[name]}"
+            )
+        values[name] = value
+    return values
+
+
+def _settle_spelling(values, base, given, source):
+    changed = [name for name in (_OLD_SPELLING, _SPELLING) if given.get(name, base[name]) != base[name]]
+    if len(changed) == 2 and given[_OLD_SPELLING] != given[_SPELLING]:
+        raise ValueError(
+            f"Invalid {_SPELLING} ({source}). Expected one value for the two spellings of the name. "
+            f"Received: {_OLD_SPELLING}={given[_OLD_SPELLING]} and {_SPELLING}={given[_SPELLING]}"
+        )
+    values[_OLD_SPELLING] = values[_SPELLING] = values[changed[0]] if changed else base[_SPELLING]

@@ -1,0 +1,280 @@
+"""The training loop: draw a batch, take a step, log it; measure and save every save_term epochs."""
+
+import contextlib
+import json
+import math
+import time
+import types
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from gpq_tf import convert, heads, retrieval
+from gpq_tf import settings as settings_module
+from gpq_tf.convert import mat
+from gpq_tf.network import RetrievalModel, load_model
+from gpq_tf.train_step import make_step
+
+# The fixed subset on which training is watched: every 5th query, every 10th image of the gallery.
+SUBSET_QUERIES, SUBSET_GALLERY = 5, 10
+# The first step compiles; the estimate of a run's cost rests on the steps after it.
+ESTIMATE_STEPS = 4
+
+
+class Diverged(ArithmeticError):
+    """Training met a loss or weight that is not finite."""
+
+
+def train(settings, data, report=None, progress=None):
+    """Train a model and save it every save_term epochs.
+
+    Into `settings.model_save_path` go <head>_<bits>bits_<epoch>.keras, a .json of the same name with the settings in
+    force, and <head>_<bits>bits.log.jsonl, one line a step and one a save. The last epoch is always saved.
+
+    Args:
+        settings: gpq_tf.settings.Settings.
+        data: gpq_tf.data.RetrievalData.
+        report: callable(str), told what a user should know, or None.
+        progress: callable(total=int, unit=str) -> a progress bar as tqdm's (update, set_postfix, close), or None.
+
+    Returns:
+        (model, path): the trained RetrievalModel, pathlib.Path of its file.
+
+    Raises:
+        ValueError: if settings and data do not fit.
+        Diverged: at a loss that is not finite; what was saved before stays.
+        OSError: if a file cannot be written.
+    """
+    report = report or (lambda line: None)
+    _check(settings, data)
+    recipe = heads.recipe(settings.head)
+    steps_per_epoch = recipe.steps_per_epoch(data, settings)
+    model, origin = initial_model(settings)
+    report(origin)
+    optimizer = recipe.optimizer()
+    if settings.precision == "mixed_float16":
+        # 16-bit floats of this kind lose small gradients unless the loss is scaled up.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    schedule = getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
+    take_step = make_step(
+        model, lambda batch: recipe.training_losses(model, batch, settings), optimizer, _use_jit(settings)
+    )
+
+    stem = Path(settings.model_save_path) / recipe.file_stem(settings)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    total = settings.total_epochs * steps_per_epoch
+    saved = []
+    with _Log(f"{stem}.log.jsonl") as log, _closing(progress, total) as bar:
+        log.write(event="start", origin=origin, source=data.source, settings=settings.as_dict())
+        clock = _Clock(total, report)
+        for step in range(total):
+            losses = take_step(recipe.draw_batch(data, settings, step))
+            losses = {name: float(value) for name, value in losses.items()}
+            epoch = step // steps_per_epoch + 1
+            rate = float(keras.ops.convert_to_numpy(schedule(step)))
+            if not math.isfinite(losses["loss"]):
+                raise Diverged(_diverged(f"Loss is {losses['loss']} at step {step + 1}", epoch, saved))
+            images_per_second = 2 * settings.batch_size / clock.tick(step)
+            entry = {**losses, "lr": rate, "images_per_second": round(images_per_second, 1)}
+            log.write(event="step", step=step + 1, epoch=epoch, **entry)
+            if bar is not None:
+                bar.set_postfix({name: f"{value:.4g}" for name, value in entry.items()}, refresh=False)
+                bar.update(1)
+            end_of_epoch = (step + 1) % steps_per_epoch == 0
+            if end_of_epoch and (epoch % settings.save_term == 0 or epoch == settings.total_epochs):
+                path = Path(f"{stem}_{epoch}.keras")
+                _check_finite(model, step + 1, epoch, saved)
+                score = retrieval.evaluate(model, subset(data))["mAP"]
+                model.record = {
+                    "epoch": epoch,
+                    "step": step + 1,
+                    "origin": origin,
+                    "source": data.source,
+                    "class_names": data.class_names,
+                    "mAP_of_subset": score,
+                    "settings": settings.as_dict(),
+                }
+                model.save(path)
+                settings_module.save(settings, path.with_suffix(".json"), mAP_of_subset=score, epoch=epoch)
+                saved.append(path)
+                _drop_old(saved, settings.keep)
+                log.write(event="save", step=step + 1, epoch=epoch, path=str(path), mAP_of_subset=score)
+                report(f"epoch {epoch}: loss {losses['loss']:.4f}, mAP of the subset {score:.4f}, saved {path}")
+                clock.restart()
+    return model, saved[-1]
+
+
+def initial_model(settings):
+    """The model that training starts from, and a line that says which.
+
+    --init if given, else ImageNet_pretrained.mat if present, else drawn from the seed.
+
+    Args:
+        settings: gpq_tf.settings.Settings.
+
+    Returns:
+        (RetrievalModel, str).
+
+    Raises:
+        ValueError: if the file is damaged or its backbone has another width.
+    """
+    model = RetrievalModel(
+        **architecture_of(settings),
+        dtype=settings.precision,
+    )
+    if settings.init is not None:
+        return model, _copy_from(settings.init, model)
+    mat_file = mat.find(settings.ImageNet_pretrained_path)
+    if mat_file is not None:
+        mat.load_backbone(model.backbone, mat_file)
+        return model, f"starting from {mat_file} (backbone; head from seed {settings.seed})"
+    if settings.given & {"ImagNet_pretrained_path", "ImageNet_pretrained_path"}:
+        raise ValueError(
+            f"Invalid ImageNet_pretrained_path. Expected a .mat file. Received: {settings.ImageNet_pretrained_path}, no such file"
+        )
+    return model, f"starting from scratch (seed {settings.seed})"
+
+
+def architecture_of(settings):
+    """The arguments of RetrievalModel that settings give, a dict."""
+    names = ("head", "n_book", "bn_word", "len_code", "width_multiplier", "legacy", "seed")
+    return {**{name: getattr(settings, name) for name in names}, "n_classes": settings.n_CLASSES}
+
+
+def subset(data):
+    """The fixed part of a split image set on which training is watched, a RetrievalData-like namespace."""
+    return types.SimpleNamespace(
+        query_images=data.query_images[::SUBSET_QUERIES],
+        query_labels=data.query_labels[::SUBSET_QUERIES],
+        gallery_images=data.gallery_images[::SUBSET_GALLERY],
+        gallery_labels=data.gallery_labels[::SUBSET_GALLERY],
+    )
+
+
+def _check(settings, data):
+    size = data.labelled_images.shape[1:]
+    expected = (settings.image_size, settings.image_size, settings.img_channels)
+    if size != expected:
+        raise ValueError(f"Invalid image_size. Expected the data's, {size}. Received: {expected}")
+    if len(data.class_names) != settings.n_CLASSES:
+        raise ValueError(
+            f"Invalid n_CLASSES. Expected the data's, {len(data.class_names)}. Received: n_CLASSES={settings.n_CLASSES}"
+        )
+
+
+def _copy_from(source, model):
+    """Copy backbone and, where its sizes agree, head of another model; returns a line that says what was copied."""
+    other = convert.convert(source)[0] if convert.is_source(source) else load_model(source)
+    _assign_all(other.backbone, model.backbone, source)
+    shapes = [[tuple(weight.shape) for weight in part.head.weights] for part in (other, model)]
+    if shapes[0] == shapes[1]:
+        _assign_all(other.head, model.head, source)
+        return f"starting from {source} (backbone and head)"
+    return f"starting from {source} (backbone; the head has other sizes and comes from seed {model.head.seed - 100})"
+
+
+def _assign_all(source_layer, target_layer, source):
+    for old, new in zip(source_layer.weights, target_layer.weights, strict=True):
+        if tuple(old.shape) != tuple(new.shape):
+            raise ValueError(
+                f"Invalid init {source!r}. Expected {new.path} {tuple(new.shape)}. Received: {tuple(old.shape)}; "
+                "is its width_multiplier another?"
+            )
+        new.assign(old)
+
+
+def _use_jit(settings):
+    if settings.jit_compile != "auto":
+        return settings.jit_compile
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+
+    # On a CPU XLA makes this step slower; across several GPUs the collectives do not compile.
+    return len(tf.config.list_physical_devices("GPU")) == 1
+
+
+def _check_finite(model, step, epoch, saved):
+    for weight in model.weights:
+        if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+            raise Diverged(_diverged(f"{weight.path} is not finite after step {step}", epoch, saved))
+
+
+def _diverged(what, epoch, saved):
+    last = f"the last good model is {saved[-1]}" if saved else "no model was saved yet"
+    return (
+        f"{what} (epoch {epoch}); {last}. Try --precision=float32, smaller alpha or beta, smaller lam_1 and lam_2, "
+        "or another --init"
+    )
+
+
+def _drop_old(saved, keep):
+    while keep is not None and len(saved) > keep:
+        oldest = saved.pop(0)
+        oldest.unlink(missing_ok=True)
+        oldest.with_suffix(".json").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _closing(progress, total):
+    bar = progress(total=total, unit="step") if progress else None
+    try:
+        yield bar
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+class _Log:
+    """JSON lines, one an event, each on disk (or at least with the system) as soon as it is written."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __enter__(self):
+        self._file = open(self._path, "a")
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def write(self, **entry):
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+
+class _Clock:
+    """Seconds of each step, and once, after the first steps, a line about what the run will cost."""
+
+    def __init__(self, total, report):
+        self._total, self._report, self._seconds = total, report, []
+        self.restart()
+
+    def restart(self):
+        self._last = time.perf_counter()
+
+    def tick(self, step):
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        if step < ESTIMATE_STEPS:
+            self._seconds.append(seconds)
+            if step == ESTIMATE_STEPS - 1:
+                a_step = float(np.median(self._seconds[1:]))
+                self._report(
+                    f"{a_step:.2g} s a step on this machine: {self._total} steps take about {duration(a_step * self._total)}"
+                )
+        return seconds
+
+
+def duration(seconds):
+    """Seconds as a user says them.
+
+    Example:
+        >>> duration(5), duration(200), duration(8000)
+        ('5 s', '3 min', '2 h 13 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

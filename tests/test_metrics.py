@@ -1,0 +1,247 @@
+"""Average precision: by definition, by the originals' recorded figures, with ties to the last item."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpq_tf.index import METRICS, PQIndex
+from gpq_tf.metrics import average_precision, mean_average_precision
+from tests import golden
+
+
+def plain_average_precision(relevance, top_n=None):
+    hits, total = 0, 0.0
+    for rank, relevant in enumerate(relevance[:top_n], start=1):
+        if relevant:
+            hits += 1
+            total += hits / rank
+    return total / hits if hits else 0.0
+
+
+def brute_force(index, queries, relevance, top_n=None):
+    """All distances of all codes, then a stable argsort of each row."""
+    order = np.argsort(full_distances(index, queries), axis=1, kind="stable")
+    ranked = np.take_along_axis(relevance, order, axis=1)
+    return np.mean([plain_average_precision(row, top_n) for row in ranked])
+
+
+def full_distances(index, queries):
+    """(Q, N), column i for the i-th living code."""
+    distances, ids = index.search(queries, max(1, len(index)))
+    column = {number: i for i, number in enumerate(index.ids.tolist())}
+    full = np.empty((len(queries), len(index)), np.float32)
+    for row, rank in np.ndindex(full.shape):
+        full[row, column[int(ids[row, rank])]] = distances[row, rank]
+    return full
+
+
+def random_problem(rng, M=2, K=3, d=2, n=60, n_queries=5, whole=True, metric="inner_product"):
+    """Whole numbers in a small range: equal codes, and different codes that are equally far."""
+    draw = (lambda s: rng.integers(-1, 2, s)) if whole else rng.standard_normal
+    index = PQIndex(draw((M, K, d)), metric)
+    index.add(rng.integers(0, K, (n, M)))
+    return index, draw((n_queries, M * d)).astype(np.float32)
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 30), st.floats(0, 1), st.none() | st.integers(1, 40))
+def test_average_precision_by_definition(seed, n, share, top_n):
+    relevance = np.random.default_rng(seed).random((4, n)) < share
+    expected = [plain_average_precision(row, top_n) for row in relevance]
+    actual = average_precision(relevance, top_n)
+    assert actual.dtype == np.float64
+    np.testing.assert_allclose(actual, expected, rtol=1e-14)
+
+
+def test_average_precision_by_hand():
+    ranked = [[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    np.testing.assert_allclose(average_precision(ranked), [(1 / 2 + 2 / 4) / 2, 1, 0, 1 / 4], rtol=1e-15)
+    # Within two ranks, query 0 has one of its two: the denominator is one.
+    np.testing.assert_array_equal(average_precision(ranked, top_n=2), [1 / 2, 1, 0, 0])
+    np.testing.assert_array_equal(average_precision(ranked, top_n=99), average_precision(ranked))
+
+
+def test_average_precision_equals_scikit_learn_without_ties():
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    relevance = np.random.default_rng(0).random((20, 50)) < 0.3
+    expected = [sklearn_metrics.average_precision_score(row, -np.arange(50)) for row in relevance]
+    np.testing.assert_allclose(average_precision(relevance), expected, rtol=1e-12)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(data=st.data())
+def test_mean_average_precision_equals_brute_force(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32), "seed"))
+    index, queries = random_problem(
+        rng,
+        M=data.draw(st.integers(1, 4), "M"),
+        K=data.draw(st.integers(1, 5), "K"),
+        n=data.draw(st.integers(1, 80), "n"),
+        whole=data.draw(st.booleans(), "whole"),
+        metric=data.draw(st.sampled_from(METRICS), "metric"),
+    )
+    if data.draw(st.booleans(), "removed"):
+        index.remove(index.ids[rng.random(len(index)) < 0.3])
+    top_n = data.draw(st.none() | st.integers(1, 90), "top_n")
+    query_labels, gallery_labels = rng.integers(0, 3, 5), rng.integers(0, 4, len(index))
+    relevance = query_labels[:, None] == gallery_labels
+    expected = brute_force(index, queries, relevance, top_n)
+    actual = mean_average_precision(queries, query_labels, index, gallery_labels, top_n)
+    assert isinstance(actual, float)
+    assert actual == pytest.approx(expected, rel=1e-13)
+
+    as_similarity = {
+        "dense": relevance,
+        "float": relevance * 1.0,
+        "sparse": scipy.sparse.csc_array(relevance),
+    }
+    for similarity in as_similarity.values():
+        assert mean_average_precision(queries, None, index, None, top_n, similarity=similarity) == actual
+
+
+def test_equally_far_codes_interleave_in_gallery_order():
+    # Two different codes, equally far from the query, take turns in the gallery.
+    index = PQIndex([[[1.0, 0.0], [0.0, 1.0]]])
+    index.add([[1], [0], [1], [0]])
+    labels = ["b", "a", "a", "b"]
+    assert mean_average_precision([[1.0, 1.0]], ["a"], index, labels) == (1 / 2 + 2 / 3) / 2
+    assert mean_average_precision([[1.0, 1.0]], ["b"], index, labels) == (1 / 1 + 2 / 4) / 2
+
+
+def test_multi_hot_labels_are_relevant_when_one_is_shared():
+    rng = np.random.default_rng(1)
+    index, queries = random_problem(rng, whole=False)
+    query_labels, gallery_labels = rng.integers(0, 2, (5, 4)), rng.integers(0, 2, (60, 4))
+    query_labels[0] = 0  # no label: nothing is relevant
+    expected = brute_force(index, queries, query_labels @ gallery_labels.T > 0)
+    for dtype in (bool, int, np.float32):
+        actual = mean_average_precision(
+            queries, query_labels.astype(dtype), index, gallery_labels.astype(dtype)
+        )
+        assert actual == pytest.approx(expected, rel=1e-13)
+
+
+def test_stored_zeros_of_a_sparse_similarity_do_not_count():
+    rng = np.random.default_rng(2)
+    index, queries = random_problem(rng, n=6, n_queries=2)
+    relevance = np.array([[1, 0, 1, 0, 0, 0], [0, 0, 0, 1, 0, 1]])
+    similarity = scipy.sparse.csr_matrix(np.ones((2, 6)))
+    similarity.data[:] = relevance.ravel()
+    actual = mean_average_precision(queries, None, index, None, similarity=similarity)
+    assert similarity.nnz == 12
+    assert actual == pytest.approx(brute_force(index, queries, relevance), rel=1e-13)
+
+
+def test_labels_follow_insertion_order_not_ids():
+    index = PQIndex([[[1.0], [0.0], [-1.0]]])
+    index.add([[0], [1], [2]], ids=[30, 20, 10])
+    index.remove([20])
+    assert mean_average_precision([[1.0]], [7], index, [7, 8]) == 1.0
+    assert mean_average_precision([[1.0]], [7], index, [8, 7]) == 0.5
+
+
+def test_an_empty_gallery_scores_nothing():
+    index, queries = random_problem(np.random.default_rng(3), n=0)
+    assert mean_average_precision(queries, np.zeros(5), index, np.zeros(0)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"query_labels": np.zeros(4)},
+            "Invalid query_labels. Expected shape (5,) or (5, C). Received: shape (4,)",
+        ),
+        (
+            {"gallery_labels": 0},
+            "Invalid gallery_labels. Expected shape (60,) or (60, C). Received: shape ()",
+        ),
+        ({"query_labels": np.zeros((5, 2))}, "Received: shapes (5, 2) and (60,)"),
+        (
+            {"query_labels": np.zeros((5, 2)), "gallery_labels": np.full((60, 2), 3)},
+            "Invalid gallery_labels. Expected only 0 and 1. Received: other values",
+        ),
+        ({"query_labels": None}, "Invalid labels. Expected labels of queries and gallery. Received: None"),
+        ({"similarity": np.zeros((5, 60))}, "Expected labels or a similarity matrix. Received: both"),
+        (
+            {"query_labels": None, "gallery_labels": None, "similarity": np.zeros((60, 5))},
+            "Invalid similarity. Expected shape (5, 60). Received: shape (60, 5)",
+        ),
+        (
+            {"query_labels": None, "gallery_labels": None, "similarity": np.full((5, 60), 0.5)},
+            "Invalid similarity. Expected only 0 and 1. Received: other values",
+        ),
+        ({"top_n": 0}, "Invalid top_n. Expected a positive integer or None. Received: top_n=0"),
+        ({"top_n": 2.0}, "Invalid top_n. Expected a positive integer or None. Received: top_n=2.0"),
+        ({"queries": np.full((5, 4), np.nan)}, "Expected finite values. Received: NaN or infinity in row 0"),
+        ({"queries": np.zeros((0, 4))}, "Invalid queries. Expected at least one. Received: none"),
+    ],
+)
+def test_mean_average_precision_refuses(change, message):
+    index, queries = random_problem(np.random.default_rng(4))
+    arguments = {"queries": queries, "query_labels": np.zeros(5), "gallery_labels": np.zeros(60)}
+    with pytest.raises(ValueError) as error:
+        mean_average_precision(index=index, **arguments | change)
+    assert str(error.value).endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("relevance", "message"),
+    [
+        ([0, 1], "Invalid ranked_relevance. Expected shape (Q, N). Received: shape (2,)"),
+        ([[0, 2]], "Invalid ranked_relevance. Expected only 0 and 1. Received: other values"),
+    ],
+)
+def test_average_precision_refuses(relevance, message):
+    with pytest.raises(ValueError) as error:
+        average_precision(relevance)
+    assert str(error.value) == message
+
+
+@golden.needs_golden
+@pytest.mark.parametrize("configuration", ["b12_k16_d12", "b8_k64_d8"])
+def test_golden_gpq(configuration):
+    stored = golden.load("retrieval.npz")
+    get = {name.split("/")[1]: value for name, value in stored.items() if name.startswith(configuration)}
+    index = PQIndex(get["Z"].reshape(len(get["Z"]), get["codes"].shape[1], -1).transpose(1, 0, 2))
+    index.add(get["codes"])
+    _, ids = index.search(get["query"], len(index))
+    relevance = get["class_query"][:, None] == get["class_gallery"]
+    labels = get["class_query"], get["class_gallery"]
+    for name, top_n in (("all", None), ("small", int(get["top_N_small"])), ("1", 1)):
+        for suffix, rank in (("", get["rank_full"].T), ("_stable", ids)):
+            ranked = np.take_along_axis(relevance, rank.astype(int), axis=1)
+            expected = get[f"AP_{name}{suffix}"]
+            np.testing.assert_allclose(average_precision(ranked, top_n), expected, rtol=1e-12)
+        mean = mean_average_precision(get["query"], labels[0], index, labels[1], top_n)
+        assert mean == pytest.approx(float(get[f"mAP_{name}_stable"]), rel=1e-12)
+    # The original with the row of query 0 emptied: its AP counts as 0, and it stays in the mean.
+    relevance[0] = False
+    ranked = np.take_along_axis(relevance, get["rank_full"].T.astype(int), axis=1)
+    without = float(get["mAP_all_query0_without_relevant"])
+    assert average_precision(ranked).mean() == pytest.approx(without, rel=1e-12)
+
+
+@golden.needs_golden
+@pytest.mark.parametrize("case", ["noties", "noties_w256", "multilabel", "ties"])
+def test_golden_spq(case):
+    """SPQ's own scoring: sums of Euclidean distances, multi-hot labels; float32 figures."""
+    stored = golden.load("../spq/ops.npz")
+    get = {name.split("/")[1]: value for name, value in stored.items() if name.startswith(f"map_{case}/")}
+    codebook = get["C"].reshape(len(get["C"]), int(get["N_books"]), -1).transpose(1, 0, 2)
+    index = PQIndex(codebook, metric="l2")
+    index.add(get["gallery_codes"])
+    distances, ids = index.search(get["query_codes"], len(index))
+    assert golden.worst(distances, np.take_along_axis(get["dist"], ids, axis=1)) < 3e-7
+    np.testing.assert_array_equal(ids, get["argsort_stable"])
+    for top_n, expected in zip(get["topk"], get["mAP_stable"], strict=True):
+        actual = mean_average_precision(
+            get["query_codes"],
+            get["query_labels"],
+            index,
+            get["gallery_labels"],
+            top_n=None if top_n == -1 else int(top_n),
+        )
+        assert actual == pytest.approx(float(expected), rel=2e-7)
