@@ -62,15 +62,11 @@ def write_sample(source, path, seed):
     parts = [jpegs.read_packed(source, split) for split in ("train", "test")]
     labels = np.concatenate([part[2] for part in parts])
     class_names = parts[0][3]
-    files_of = [
-        packed[offsets[i] : offsets[i + 1]]
-        for packed, offsets, _, _ in parts
-        for i in range(len(offsets) - 1)
-    ]
+    contents = [piece for packed, offsets, _, _ in parts for piece in np.split(packed, offsets[1:-1])]
     chosen = sample_index(labels, len(class_names), N_SAMPLE, seed)
     arrays = {
-        "sample_bytes": np.concatenate([files_of[i] for i in chosen]),
-        "sample_offsets": np.cumsum([0] + [len(files_of[i]) for i in chosen]),
+        "sample_bytes": np.concatenate([contents[i] for i in chosen]),
+        "sample_offsets": np.cumsum([0] + [len(contents[i]) for i in chosen]),
         "sample_labels": labels[chosen].astype(np.uint8),
         "sample_index": chosen.astype(np.int32),
         "class_names": np.array(class_names),
@@ -78,11 +74,11 @@ def write_sample(source, path, seed):
     with files.replacing(path) as temporary:
         with zipfile.ZipFile(temporary, "w") as archive:
             for name, array in arrays.items():
-                content = io.BytesIO()
-                np.lib.format.write_array(content, array, allow_pickle=False)
+                stored = io.BytesIO()
+                np.lib.format.write_array(stored, array, allow_pickle=False)
                 # Without a date: numpy.savez writes the time of day, and no two files would be equal.
                 member = zipfile.ZipInfo(f"{name}.npy")
-                archive.writestr(member, content.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=9)
+                archive.writestr(member, stored.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=9)
         size = temporary.stat().st_size
         if size > MAX_SAMPLE_BYTES:
             raise ValueError(f"Invalid sample. Expected at most {MAX_SAMPLE_BYTES} bytes. Received: {size}")
@@ -99,11 +95,8 @@ def write_layout(source, folder):
         )
     test_images, test_labels, _ = jpegs.load_jpegs(source, "test")
     write_batch(folder / "test_batch", test_images, test_labels, "testing batch 1 of 1")
-    meta = {
-        b"num_cases_per_batch": len(test_labels),
-        b"label_names": [n.encode() for n in class_names],
-        b"num_vis": 3072,
-    }
+    names = [name.encode() for name in class_names]
+    meta = {b"num_cases_per_batch": len(test_labels), b"label_names": names, b"num_vis": 3072}
     with files.replacing(folder / "batches.meta") as temporary:
         temporary.write_bytes(python2_pickle(meta))
 
@@ -139,8 +132,7 @@ def _pickled(value):
     if isinstance(value, bytes):
         return b"T" + struct.pack("<i", len(value)) + value
     if isinstance(value, np.ndarray) and value.dtype == np.uint8:
-        # numpy.core.multiarray._reconstruct(ndarray, (0,), "b"), then its state: (1, shape, dtype, False,
-        # bytes)
+        # _reconstruct(ndarray, (0,), "b"), then its state: (1, shape, dtype, is_fortran, bytes)
         empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
         dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
         shape = b"(" + b"".join(map(_pickled, value.shape)) + b"t"

@@ -105,7 +105,9 @@ def _positional(arguments, *names):
     """Split arguments into the positional ones, as many as `names`, and the --options."""
     values = [argument for argument in arguments if not argument.startswith("--")]
     if len(values) != len(names):
-        raise ValueError(f"Invalid arguments. Expected {' '.join(names)}. Received: {' '.join(values) or 'none'}")
+        raise ValueError(
+            f"Invalid arguments. Expected {' '.join(names)}. Received: {' '.join(values) or 'none'}"
+        )
     return values, [argument for argument in arguments if argument.startswith("--")]
 
 

@@ -157,5 +157,3 @@ def _draw(path, query, found, data, similarity):
         relevant.tolist(),
         data.class_names,
     )
-
-

@@ -1,17 +1,17 @@
+import io
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gpq_tf import data as gpq_data
-from gpq_tf.data import cifar10, pickles, similarity
+from gpq_tf.data import cifar10, jpegs, pickles, protocol, similarity
 from tests import cifar10_files, golden
 
 SOURCE = golden.SHARED / "data" / "cifar10_jpeg.npz"
-needs_source = pytest.mark.skipif(
-    not SOURCE.is_file(), reason="the whole CIFAR-10 (../shared/data) is not there"
-)
+needs_source = pytest.mark.skipif(not SOURCE.is_file(), reason="the whole CIFAR-10 is not there")
 
 IMAGES = cifar10_files.numbered_images(600)
 LABELS = np.random.default_rng(1).permutation(600) % 10
@@ -106,7 +106,9 @@ def test_refuses_unknown_names():
 
 
 def test_asking_for_an_absent_source_says_how_to_get_it(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="Missing: data_batch_1, data_batch_2, .*, test_batch, batches.meta"):
+    with pytest.raises(
+        ValueError, match=r"Missing: data_batch_1, data_batch_2, .*, test_batch, batches\.meta"
+    ):
         gpq_data.load("cifar10_folder", tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
     places = f"{tmp_path}, {tmp_path}/elsewhere, {tmp_path}/home/tensorflow_datasets"
@@ -117,14 +119,16 @@ def test_asking_for_an_absent_source_says_how_to_get_it(tmp_path, monkeypatch):
 
 
 def test_tensorflow_datasets_is_not_imported_for_nothing():
-    code = "import sys, gpq_tf.data as d; d.load(); print({'tensorflow_datasets', 'tensorflow'} & set(sys.modules))"
+    heavy = "{'tensorflow_datasets', 'tensorflow'}"
+    code = f"import sys, gpq_tf.data; gpq_tf.data.load(); print({heavy} & set(sys.modules))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed == "set()\n"
 
 
 def store(root, version="3.0.2", with_id=True, images=IMAGES, labels=LABELS):
-    """Prepare a cifar10 of tensorflow-datasets in `root`; its examples are shuffled, as its own are."""
-    tfds = pytest.importorskip("tensorflow_datasets")
+    """Prepare a cifar10 of tensorflow-datasets in `root`; shuffled by the hash of its keys."""
+    import tensorflow_datasets as tfds
+
     features = {
         "image": tfds.features.Image(shape=(32, 32, 3)),
         "label": tfds.features.ClassLabel(names=cifar10_files.CLASS_NAMES),
@@ -132,12 +136,12 @@ def store(root, version="3.0.2", with_id=True, images=IMAGES, labels=LABELS):
     }
     n_train = len(images) * 5 // 6
     parts = {"train": range(n_train), "test": range(n_train, len(images))}
-    rng = np.random.default_rng(2)
 
     def examples(name):
-        for i in rng.permutation(parts[name]):
-            example = {"image": images[i], "label": labels[i], "id": f"{name}_{i - parts[name][0]:05d}"}
-            yield {key: example[key] for key in features}
+        for i in parts[name]:
+            key = f"{name}_{i - parts[name][0]:05d}"
+            example = {"image": images[i], "label": labels[i], "id": key}
+            yield key, {feature: example[feature] for feature in features}
 
     tfds.dataset_builders.store_as_tfds_dataset(
         name="cifar10",
@@ -145,7 +149,6 @@ def store(root, version="3.0.2", with_id=True, images=IMAGES, labels=LABELS):
         data_dir=root,
         features=tfds.features.FeaturesDict(features),
         split_datasets={name: list(examples(name)) for name in parts},
-        disable_shuffling=True,
     )
     return root / "cifar10" / version
 
@@ -198,7 +201,8 @@ def test_a_damaged_prepared_set_says_how_to_prepare_it_anew(tmp_path, damage):
 
 
 def test_downloads_only_when_asked_and_into_data_dir(tmp_path, monkeypatch):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
+
     asked = []
 
     class Builder:
@@ -218,7 +222,7 @@ def test_downloads_only_when_asked_and_into_data_dir(tmp_path, monkeypatch):
 
 
 def test_a_download_that_fails_is_one_oserror(tmp_path, monkeypatch):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
 
     def no_network(*_, **__):
         raise AssertionError("no route")
@@ -228,20 +232,11 @@ def test_a_download_that_fails_is_one_oserror(tmp_path, monkeypatch):
         gpq_data.load("cifar10_tfds", tmp_path, download=True)
 
 
-# The script that writes the files
-
-
 @needs_source
-def test_the_sample_is_the_whole_sets_split_in_small(tmp_path):
-    from gpq_tf.data import jpegs, protocol
-
+def test_the_sample_is_the_whole_sets_split_in_small():
     whole = [jpegs.read_packed(SOURCE, split) for split in ("train", "test")]
     labels = np.concatenate([part[2] for part in whole])
-    contents = [
-        packed[offsets[i] : offsets[i + 1]]
-        for packed, offsets, _, _ in whole
-        for i in range(len(offsets) - 1)
-    ]
+    contents = [piece for packed, offsets, _, _ in whole for piece in np.split(packed, offsets[1:-1])]
     path = cifar10.__file__.replace("cifar10.py", "cifar10_sample.npz")
     packed, offsets, sample_labels, _ = jpegs.read_packed(path, "sample")
     with np.load(path) as stored:
@@ -274,7 +269,7 @@ def test_the_script_makes_the_embedded_sample_again(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("legacy", [False, True])
 def test_the_whole_set_goes_through_the_originals_layout(tmp_path, legacy):
-    """The script's command line, then the paper's sizes: 1,000 queries, 54,000 gallery images, 5,000 labelled."""
+    """The script's command line, then the paper's 1,000 queries, 54,000 gallery, 5,000 labelled images."""
     arguments = ["--layout", str(tmp_path), "--similarity", str(tmp_path / "cifar10_Similarity.mat")]
     subprocess.run([sys.executable, str(cifar10_files.SCRIPT), str(SOURCE), *arguments], check=True)
     data = gpq_data.load("cifar10", tmp_path, legacy=legacy)
@@ -289,12 +284,6 @@ def test_the_whole_set_goes_through_the_originals_layout(tmp_path, legacy):
 
 
 def test_the_layout_reads_back_what_the_packed_file_holds(tmp_path):
-    import io
-
-    from PIL import Image
-
-    from gpq_tf.data import jpegs
-
     arrays = {"class_names": np.array(cifar10_files.CLASS_NAMES)}
     for split, part in (("train", slice(0, 50)), ("test", slice(50, 60))):
         contents = []

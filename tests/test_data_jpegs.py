@@ -87,24 +87,26 @@ def test_refuses_other_arrays(tmp_path, changed, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (FILES[0][:300], "expected a 32x32 RGB JPEG: "),
-        (b"", "expected a 32x32 RGB JPEG: "),
+        (FILES[0][:300], ""),
+        (b"", ""),
         (jpeg(np.zeros((32, 31, 3), np.uint8)), "its size is 31x32, its mode RGB"),
         (jpeg(np.zeros((32, 32), np.uint8)), "its size is 32x32, its mode L"),
-        (jpeg(np.zeros((32, 32, 3), np.uint8), format="PNG"), "expected a 32x32 RGB JPEG: "),
+        (jpeg(np.zeros((32, 32, 3), np.uint8), format="PNG"), ""),
         # the header's height and width (at the same place in every file) claim 65535 x 65535 pixels
-        (FILES[0].replace(b"\x00\x20\x00\x20\x03", b"\xff\xff\xff\xff\x03"), "expected a 32x32 RGB JPEG: "),
+        (FILES[0].replace(b"\x00\x20\x00\x20\x03", b"\xff\xff\xff\xff\x03"), ""),
     ],
 )
 def test_a_bad_image_is_named(tmp_path, content, message):
-    with pytest.raises(ValueError, match=r"images\.npz: image 1 of val: " + message):
+    with pytest.raises(
+        ValueError, match=r"images\.npz: image 1 of val: expected a 32x32 RGB JPEG: " + message
+    ):
         jpegs.load_jpegs(write(tmp_path, [FILES[0], content, FILES[2]]), "val")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x80\x02]."])
 def test_refuses_files_that_are_no_npz(tmp_path, content):
     (tmp_path / "images.npz").write_bytes(content)
-    with pytest.raises(ValueError, match="Expected an .npz with val_bytes"):
+    with pytest.raises(ValueError, match=r"Expected an \.npz with val_bytes"):
         jpegs.load_jpegs(tmp_path / "images.npz", "val")
 
 
@@ -124,5 +126,5 @@ def test_flipped_bytes_are_refused_or_decoded(tmp_path):
 
 
 def test_an_absent_file_is_an_oserror_that_names_it(tmp_path):
-    with pytest.raises(OSError, match="absent.npz"):
+    with pytest.raises(OSError, match=r"absent\.npz"):
         jpegs.load_jpegs(tmp_path / "absent.npz", "val")

@@ -65,54 +65,28 @@ def test_the_papers_size_is_small_on_disk(tmp_path):
     assert (matrix[999].indices == np.arange(48600, 54000)).all()
 
 
-def out_of_range():
-    """A sparse matrix whose row index lies outside it; scipy writes it without a look."""
-    matrix = scipy.sparse.csc_matrix(MATRIX, dtype=float)
-    matrix.indices[0] = 1_000_000
-    return matrix
-
-
 @pytest.mark.parametrize(
     ("stored", "name", "message"),
     [
-        (MATRIX.T.copy(), "label_Similarity", r"of shape \(2, 3\): found .*'label_Similarity': \(3, 2\)"),
-        (MATRIX, "similarity", r"of shape \(2, 3\): found .*'similarity': \(2, 3\)"),
-        (MATRIX * 2, "label_Similarity", "found values other than 0 and 1"),
-        (np.full((2, 3), np.nan), "label_Similarity", "found values other than 0 and 1"),
-        (scipy.sparse.csc_matrix(MATRIX * 0.5), "label_Similarity", "found values other than 0 and 1"),
-        (np.full((2, 3), None), "label_Similarity", "found values of dtype object"),
-        (out_of_range(), "label_Similarity", "ind(ices|ex)"),
+        (MATRIX.T.copy(), "label_Similarity", r"of shape \(2, 3\)\. Found: .*'label_Similarity': \(3, 2\)"),
+        (MATRIX, "similarity", r"of shape \(2, 3\)\. Found: .*'similarity': \(2, 3\)"),
+        (MATRIX * 2, "label_Similarity", "of 0 and 1. Found: other values"),
+        (np.full((2, 3), np.nan), "label_Similarity", "of 0 and 1. Found: other values"),
+        (scipy.sparse.csc_matrix(MATRIX * 0.5), "label_Similarity", "of 0 and 1. Found: other values"),
+        (np.full((2, 3), "x", object), "label_Similarity", r"Found: {'other'"),
     ],
 )
 def test_refuses_other_matrices(tmp_path, stored, name, message):
+    path = write(tmp_path, stored, name)
     with pytest.raises(ValueError, match=message) as error:
-        similarity.read_similarity(write(tmp_path, stored, name), 2, 3)
-    assert str(error.value).startswith(f"Invalid {tmp_path / 'similarity.mat'}. Expected a MATLAB file")
+        similarity.read_similarity(path, 2, 3)
+    assert str(error.value).startswith(f"Invalid {path}. Expected label_Similarity")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"MATLAB 7.3 MAT-file" + b" " * 105 + b"\x00\x02IM", b"no matlab" * 100]
-)
-def test_refuses_files_that_are_no_matlab_file(tmp_path, content):
-    (tmp_path / "x.mat").write_bytes(content)
-    with pytest.raises(ValueError, match="Expected a MATLAB file"):
-        similarity.read_similarity(tmp_path / "x.mat", 2, 3)
-
-
-def test_flipped_bytes_are_refused_or_read(tmp_path):
-    # Not compressed, so that a flip reaches shapes and indices.
-    scipy.io.savemat(tmp_path / "a.mat", {"label_Similarity": scipy.sparse.csc_matrix(MATRIX, dtype=float)})
-    whole = (tmp_path / "a.mat").read_bytes()
-    for place in range(128, len(whole)):
-        changed = bytearray(whole)
-        changed[place] ^= 1 << (place * 5 % 8)
-        (tmp_path / "b.mat").write_bytes(changed)
-        try:
-            matrix = similarity.read_similarity(tmp_path / "b.mat", 2, 3)
-        except ValueError as error:
-            assert "b.mat" in str(error)
-        else:
-            assert matrix.shape == (2, 3) and matrix.dtype == bool
+def test_a_file_that_grows_beyond_what_a_dense_matrix_takes_is_refused(tmp_path):
+    path = write(tmp_path, np.zeros((1000, 1000)))
+    with pytest.raises(ValueError, match="grows beyond 1,048,672 bytes"):
+        similarity.read_similarity(path, 2, 3)
 
 
 def test_refuses_labels_that_are_not_classes(tmp_path):
@@ -128,5 +102,5 @@ def test_refuses_labels_that_are_not_classes(tmp_path):
 
 
 def test_an_absent_file_is_an_oserror_that_names_it(tmp_path):
-    with pytest.raises(OSError, match="absent.mat"):
+    with pytest.raises(OSError, match=r"absent\.mat"):
         similarity.read_similarity(tmp_path / "absent.mat", 2, 3)

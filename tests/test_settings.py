@@ -26,7 +26,9 @@ def test_config_py_of_the_checkout_holds_the_defaults():
 
 
 def test_every_line_of_config_py_gives_a_reason():
-    lines = [line for line in (ROOT / "config.py").read_text().splitlines() if " = " in line and line[0] != "#"]
+    lines = [
+        line for line in (ROOT / "config.py").read_text().splitlines() if " = " in line and line[0] != "#"
+    ]
     assert len(lines) == len(settings.FIELDS)
     assert all("  # " in line for line in lines)
 
@@ -45,7 +47,9 @@ def test_derived_values_follow_overrides():
 
 
 def test_an_expression_in_the_file_does_not_fight_the_command_line(tmp_path):
-    path = write(tmp_path, "n_book = 6\nbn_word = 4\nintn_word = pow(2, bn_word)\nn_bits = n_book * bn_word\n")
+    path = write(
+        tmp_path, "n_book = 6\nbn_word = 4\nintn_word = pow(2, bn_word)\nn_bits = n_book * bn_word\n"
+    )
     assert settings.resolve([], path).n_bits == 24
     assert settings.resolve(["--n_book=8"], path).n_bits == 32
 
@@ -57,12 +61,18 @@ def test_an_agreeing_derived_value_is_welcome():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--n_bits=32"], "Invalid n_bits (the command line). Expected n_book * bn_word = 48, or that it is left out"),
+        (
+            ["--n_bits=32"],
+            "Invalid n_bits (the command line). Expected n_book * bn_word = 48, or that it is left out",
+        ),
         (["--intn_word=32"], "Invalid intn_word (the command line). Expected 2 ** bn_word = 16"),
         (["--n_boook=8"], "Invalid setting 'n_boook' (the command line). Did you mean 'n_book'?"),
         (["--lam1=.2"], "Did you mean 'lam_1'?"),
         (["--ImageNet_path=x"], "Did you mean 'ImageNet_pretrained_path'?"),
-        (["--n_book=twelve"], "Invalid n_book (the command line). Expected an integer from 1 to 256. Received: n_book"),
+        (
+            ["--n_book=twelve"],
+            "Invalid n_book (the command line). Expected an integer from 1 to 256. Received: n_book",
+        ),
         (["--n_book=8.5"], "Expected an integer"),
         (["--n_book=0"], "Expected an integer from 1 to 256"),
         (["--batch_size=-3"], "Invalid batch_size"),
@@ -115,8 +125,16 @@ def test_both_spellings_are_one_setting(tmp_path):
 
 
 def test_flags_and_none():
-    found = settings.resolve(["--legacy", "--download=true", "--query=None", "--keep=3", "--jit_compile=False"], NO_FILE)
-    assert (found.legacy, found.download, found.query, found.keep, found.jit_compile) == (True, True, None, 3, False)
+    found = settings.resolve(
+        ["--legacy", "--download=true", "--query=None", "--keep=3", "--jit_compile=False"], NO_FILE
+    )
+    assert (found.legacy, found.download, found.query, found.keep, found.jit_compile) == (
+        True,
+        True,
+        None,
+        3,
+        False,
+    )
 
 
 def test_saved_settings_come_back(tmp_path):

@@ -65,7 +65,9 @@ def load_backbone(backbone, path, arrays=None):
     for name, (variable, _) in targets.items():
         received = arrays[name].shape if name in arrays else "no such variable"
         if received != tuple(variable.shape):
-            raise ValueError(f"Invalid file {str(path)!r}. Expected {name} {tuple(variable.shape)}. Received: {received}")
+            raise ValueError(
+                f"Invalid file {str(path)!r}. Expected {name} {tuple(variable.shape)}. Received: {received}"
+            )
     gpq_names.check_values(str(path), {name: arrays[name] for name in targets})
     lines = []
     for name, values in arrays.items():
@@ -96,7 +98,14 @@ def read(path):
     path = Path(path)
     # SciPy's reader raises nearly anything for a damaged file.
     failures = (MatReadError, ValueError, TypeError, OSError, EOFError, KeyError, IndexError, AttributeError)
-    failures += (NotImplementedError, OverflowError, MemoryError, zlib.error, RecursionError, UnicodeDecodeError)
+    failures += (
+        NotImplementedError,
+        OverflowError,
+        MemoryError,
+        zlib.error,
+        RecursionError,
+        UnicodeDecodeError,
+    )
     try:
         listed = scipy.io.whosmat(path)
         claimed = 4 * sum(int(np.prod(shape, dtype="float64")) for _, shape, _ in listed)
@@ -106,12 +115,16 @@ def read(path):
         stored = scipy.io.loadmat(path)
     except failures as error:
         first_line = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise ValueError(f"Invalid file {str(path)!r}. Expected a whole MATLAB 5 file. {first_line}") from error
+        raise ValueError(
+            f"Invalid file {str(path)!r}. Expected a whole MATLAB 5 file. {first_line}"
+        ) from error
     arrays = {}
     for name, values in stored.items():
         if name.startswith("__"):
             continue
         if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
-            raise ValueError(f"Invalid file {str(path)!r}. Expected numeric arrays. Received: {name} is not one")
+            raise ValueError(
+                f"Invalid file {str(path)!r}. Expected numeric arrays. Received: {name} is not one"
+            )
         arrays[name.removesuffix(":0")] = values[0] if values.ndim == 2 and len(values) == 1 else values
     return arrays

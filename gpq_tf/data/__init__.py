@@ -1,7 +1,8 @@
 """Images and labels: where they come from, how they are read, and how GPQ's protocol splits them.
 
 `cifar10.load` finds and splits CIFAR-10; `protocol` is the split; `pickles`, `jpegs`, `matlab` and
-`similarity` each read one kind of file; `numpy116` recomputes the order in which the original program met the images.
+`similarity` each read one kind of file; `numpy116` recomputes the order in which the original program met
+the images.
 """
 
 from gpq_tf.data.cifar10 import load

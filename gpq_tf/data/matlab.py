@@ -1,7 +1,7 @@
 """MATLAB files of version 5: their arrays of numbers, read so that a damaged or hostile file is an error.
 
-scipy.io.loadmat believes the indices of a sparse matrix: one changed bit of a file can end the process. Format:
-"MAT-File Format", The MathWorks, chapter 1.
+scipy.io.loadmat believes the indices of a sparse matrix: one changed bit of a file can end the process.
+Format: "MAT-File Format", The MathWorks, chapter 1.
 """
 
 import itertools
@@ -59,8 +59,8 @@ def _variables(content, max_bytes):
     for kind, body in _elements(content[HEADER_BYTES:], order):
         if kind == COMPRESSED:
             stream = zlib.decompressobj()
-            body = stream.decompress(body, max_bytes)
-            if not stream.eof:
+            body = stream.decompress(body, max_bytes + 1)
+            if not stream.eof or len(body) > max_bytes:
                 raise ValueError(f"a variable that is cut off or grows beyond {max_bytes:,} bytes")
             max_bytes -= len(body)
             kind, body = next(_elements(memoryview(body), order), (None, None))

@@ -106,13 +106,11 @@ def _load(path):
     try:
         return _Unpickler(content).load()
     except _RefusedError as error:
-        raise _invalid(
-            path, f"{error}; nothing but arrays, strings, lists, dicts and numbers is read"
-        ) from error
+        found = f"{error}; nothing but arrays, strings, lists, dicts and numbers is read"
+        raise _invalid(path, found) from error
     except Exception as error:  # a damaged program fails anywhere, with nearly any exception
-        raise _invalid(
-            path, f"it is damaged, cut off or no pickle ({type(error).__name__} while reading)"
-        ) from error
+        found = f"it is damaged, cut off or no pickle ({type(error).__name__} while reading)"
+        raise _invalid(path, found) from error
 
 
 def _entry(path, pickled, name):
@@ -160,11 +158,8 @@ class _Array:
         _version, shape, dtype, is_fortran, raw = state
         if type(dtype) is not _Dtype or type(raw) is not bytes:
             raise _RefusedError("it asks for an array that is not made of plain numbers")
-        if (
-            type(shape) is not tuple
-            or len(shape) > 8
-            or not all(type(n) is int and 0 <= n < 2**48 for n in shape)
-        ):
+        is_plain = type(shape) is tuple and len(shape) <= 8
+        if not (is_plain and all(type(n) is int and 0 <= n < 2**48 for n in shape)):
             raise _RefusedError("it has an array with no plain shape")
         if math.prod(shape) * dtype.dtype.itemsize != len(raw):
             raise _RefusedError(

@@ -21,7 +21,7 @@ def read_similarity(path, n_query, n_gallery):
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: if it is no MATLAB file of version 5 with such a matrix, or the shape or a value is another.
+        ValueError: if it is no MATLAB file of version 5 with such a matrix, or shape or a value is another.
 
     Example:
         >>> write_similarity("/tmp/gpq_tf_doctest.mat", [0, 1], [1, 1, 0])
@@ -35,7 +35,9 @@ def read_similarity(path, n_query, n_gallery):
     variables = matlab.load_matlab(path, max_bytes=16 * n_query * n_gallery + 2**20)
     shapes = {name: array.shape for name, array in variables.items()}
     if shapes.get(NAME) != (n_query, n_gallery):
-        raise ValueError(f"Invalid {path}. Expected {NAME} of shape ({n_query}, {n_gallery}). Found: {shapes}")
+        raise ValueError(
+            f"Invalid {path}. Expected {NAME} of shape ({n_query}, {n_gallery}). Found: {shapes}"
+        )
     matrix = scipy.sparse.csr_matrix(variables[NAME])
     if not np.isin(matrix.data, (0, 1)).all():
         raise ValueError(f"Invalid {path}. Expected {NAME} of 0 and 1. Found: other values")
@@ -49,7 +51,7 @@ def write_similarity(path, query_labels, gallery_labels):
     """Write the relevance matrix that labels imply: relevant means of the same class.
 
     Args:
-        path: str or Path of the .mat (compressed; about 0.1 MB for CIFAR-10), written atomically.
+        path: str or Path of the .mat (compressed; about 0.2 MB for CIFAR-10), written atomically.
         query_labels: integers (Q,).
         gallery_labels: integers (N,).
 

@@ -1,0 +1,25 @@
+"""Values and gradients of the same function on whichever backend the tests run on."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def value_and_gradients(function, inputs, cotangent):
+    """function(*inputs) and the gradients of sum(function(*inputs) * cotangent), as numpy arrays."""
+    inputs = [np.asarray(values, "float32") for values in inputs]
+    if keras.backend.backend() == "jax":
+        import jax
+
+        value, pull_back = jax.vjp(function, *(ops.convert_to_tensor(values) for values in inputs))
+        gradients = pull_back(ops.convert_to_tensor(np.asarray(cotangent, "float32").reshape(value.shape)))
+    else:
+        import tensorflow as tf
+
+        tensors = [tf.constant(values) for values in inputs]
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            value = function(*tensors)
+            total = tf.reduce_sum(value * tf.constant(np.asarray(cotangent, "float32").reshape(value.shape)))
+        gradients = tape.gradient(total, tensors, unconnected_gradients="zero")
+    return np.asarray(value), [np.asarray(gradient) for gradient in gradients]
