@@ -1,24 +1,18 @@
 """Settings of GPQ-TF. Edit them here, or override any on the command line: python train.py --n_book=8"""
 
 # --- data: source 5,000 labelled images, target 54,000 without labels = gallery, 1,000 queries
-data_dir = (
-    "./cifar10"  # folder with data_batch_1..5, test_batch and batches.meta of CIFAR-10's python version
+data_dir = "./cifar10"  # folder with data_batch_1..5, test_batch and batches.meta of CIFAR-10's python version
+dataset = (
+    "cifar10"  # the folder, else tensorflow-datasets, else the embedded sample; _folder, _tfds, _sample ask for one
 )
-dataset = "cifar10"  # the folder, else tensorflow-datasets, else the embedded sample; _folder, _tfds, _sample ask for one
 download = False  # True: tensorflow-datasets may fetch what is missing from the network
 
 # --- files
-ImagNet_pretrained_path = (
-    "./models/ImageNet_pretrained"  # .mat to start training from, the original's spelling
-)
+ImagNet_pretrained_path = "./models/ImageNet_pretrained"  # .mat to start training from, the original's spelling
 ImageNet_pretrained_path = ImagNet_pretrained_path  # the same, spelled right
 model_save_path = "./models/"  # folder that train.py writes into
-model_load_path = (
-    "./models/48bits_example.ckpt"  # .keras, shipped name or TF1 prefix; while absent, the shipped model
-)
-cifar10_label_sim_path = (
-    "./cifar10/cifar10_Similarity.mat"  # which gallery images are relevant; while absent, labels
-)
+model_load_path = "./models/48bits_example.ckpt"  # .keras, shipped name or TF1 prefix; while absent, the shipped model
+cifar10_label_sim_path = "./cifar10/cifar10_Similarity.mat"  # which gallery images are relevant; while absent, labels
 
 # --- protocol
 n_CLASSES = 10  # classes
@@ -50,9 +44,7 @@ width_multiplier = 1.0  # scales every channel count; .25 trains on a laptop
 legacy = False  # True: split and score exactly as the original, its faults included (docs/legacy.md)
 seed = 0  # of initial values, batches, augmentation and the query shown
 precision = "float32"  # or mixed_bfloat16 (fast on recent processors), mixed_float16 (older GPUs)
-jit_compile = (
-    "auto"  # XLA for the whole training step: auto is yes on one GPU, no on a CPU, where it is slower
-)
+jit_compile = "auto"  # XLA for the whole training step: auto is yes on one GPU, no on a CPU, where it is slower
 init = None  # model to start training from (.keras, shipped name, TF1 prefix)
 keep = None  # newest models to keep; None keeps all
 query = None  # index of the query that Demo.py shows; None draws one

@@ -90,9 +90,7 @@ def write_layout(source, folder):
     images, labels, class_names = jpegs.load_jpegs(source, "train")
     for i in range(5):
         part = slice(i * len(images) // 5, (i + 1) * len(images) // 5)
-        write_batch(
-            folder / f"data_batch_{i + 1}", images[part], labels[part], f"training batch {i + 1} of 5"
-        )
+        write_batch(folder / f"data_batch_{i + 1}", images[part], labels[part], f"training batch {i + 1} of 5")
     test_images, test_labels, _ = jpegs.load_jpegs(source, "test")
     write_batch(folder / "test_batch", test_images, test_labels, "testing batch 1 of 1")
     names = [name.encode() for name in class_names]
@@ -145,9 +143,7 @@ def main():
     parser.add_argument("source", help="packed JPEGs of the whole set (.npz)")
     parser.add_argument("--sample", metavar="NPZ", help="write the sample here")
     parser.add_argument("--layout", metavar="DIR", help="write data_batch_1 ... here")
-    parser.add_argument(
-        "--similarity", metavar="MAT", help="write label_Similarity of the whole set's split here"
-    )
+    parser.add_argument("--similarity", metavar="MAT", help="write label_Similarity of the whole set's split here")
     parser.add_argument("--seed", type=int, default=0, help="of the sample's choice (0)")
     arguments = parser.parse_args()
     if arguments.layout:

@@ -57,7 +57,8 @@ def demo(arguments):
 def train(arguments):
     settings = _settings(arguments)
     _import_tensorflow_quietly()
-    from gpq_tf import data, settings as settings_module, trainer
+    from gpq_tf import data, trainer
+    from gpq_tf import settings as settings_module
 
     _report(settings_module.describe(settings))
     images = data.load(settings.dataset, settings.data_dir, settings.download, settings.legacy)
@@ -105,9 +106,7 @@ def _positional(arguments, *names):
     """Split arguments into the positional ones, as many as `names`, and the --options."""
     values = [argument for argument in arguments if not argument.startswith("--")]
     if len(values) != len(names):
-        raise ValueError(
-            f"Invalid arguments. Expected {' '.join(names)}. Received: {' '.join(values) or 'none'}"
-        )
+        raise ValueError(f"Invalid arguments. Expected {' '.join(names)}. Received: {' '.join(values) or 'none'}")
     return values, [argument for argument in arguments if argument.startswith("--")]
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gpq_tf import convert, data as data_module, retrieval, settings as settings_module, visualize
+from gpq_tf import convert, retrieval, visualize
+from gpq_tf import data as data_module
+from gpq_tf import settings as settings_module
 from gpq_tf.data.similarity import read_similarity
 from gpq_tf.network import load_model
 

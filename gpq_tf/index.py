@@ -50,21 +50,17 @@ class PQIndex:
 
     def __init__(self, codebook, metric="inner_product"):
         if metric not in METRICS:
-            raise ValueError(
-                f"Invalid metric. Expected one of {', '.join(METRICS)}. Received: metric={metric!r}"
-            )
+            raise ValueError(f"Invalid metric. Expected one of {', '.join(METRICS)}. Received: metric={metric!r}")
         with np.errstate(over="ignore"):  # float64 values above float32's become inf and are refused below
             codebook = np.array(codebook, np.float32)
         if codebook.ndim != 3 or codebook.size == 0:
             raise ValueError(
-                "Invalid codebook. Expected a non-empty array of shape (M, K, d). "
-                f"Received: shape {codebook.shape}"
+                f"Invalid codebook. Expected a non-empty array of shape (M, K, d). Received: shape {codebook.shape}"
             )
         if not np.isfinite(codebook).all():
             book, word = np.argwhere(~np.isfinite(codebook))[0, :2]
             raise ValueError(
-                "Invalid codebook. Expected finite values. "
-                f"Received: NaN or infinity in book {book}, word {word}"
+                f"Invalid codebook. Expected finite values. Received: NaN or infinity in book {book}, word {word}"
             )
         codebook.setflags(write=False)
         self.codebook = codebook
@@ -211,9 +207,7 @@ class PQIndex:
 
     def _new_ids(self, n):
         if self._next_id + n > _INT64_MAX:
-            raise ValueError(
-                f"Invalid ids. Expected explicit ids. Received: None after the id {self._next_id - 1}"
-            )
+            raise ValueError(f"Invalid ids. Expected explicit ids. Received: None after the id {self._next_id - 1}")
         return np.arange(self._next_id, self._next_id + n)
 
     def _checked_ids(self, ids, n):
@@ -224,16 +218,12 @@ class PQIndex:
         if (counts > 1).any():
             raise ValueError(f"Invalid ids. Expected unique ids. Received: {values[counts.argmax()]} twice")
         if -1 in values:
-            raise ValueError(
-                "Invalid ids. Expected ids other than -1, the mark of nothing found. Received: -1"
-            )
+            raise ValueError("Invalid ids. Expected ids other than -1, the mark of nothing found. Received: -1")
         # Ids that are all larger than any before need no looking up.
         if n and values[0] < self._next_id:
             taken = values[np.isin(values, self.ids)]
             if len(taken):
-                raise ValueError(
-                    f"Invalid ids. Expected new ids. Received: {taken[0]}, which is in the index"
-                )
+                raise ValueError(f"Invalid ids. Expected new ids. Received: {taken[0]}, which is in the index")
         return ids
 
 
@@ -328,9 +318,7 @@ class Snapshot:
         fits = np.abs(table).max(axis=(0, 1)) < np.finfo(np.float32).max / len(table)
         if not fits.all():
             row = rows.start + fits.argmin()
-            raise ValueError(
-                f"Invalid queries. Expected distances that fit float32. Received: larger in row {row}"
-            )
+            raise ValueError(f"Invalid queries. Expected distances that fit float32. Received: larger in row {row}")
         n_queries, n_codes = table.shape[2], self.distinct.shape[1]
         distances = np.empty((n_queries, n_codes), np.float32)
         chunk = _CHUNK_ENTRIES // n_queries

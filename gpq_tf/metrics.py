@@ -28,9 +28,7 @@ def average_precision(ranked_relevance, top_n=None):
     """
     relevance = _zeros_and_ones("ranked_relevance", np.asarray(ranked_relevance))
     if relevance.ndim != 2:
-        raise ValueError(
-            f"Invalid ranked_relevance. Expected shape (Q, N). Received: shape {relevance.shape}"
-        )
+        raise ValueError(f"Invalid ranked_relevance. Expected shape (Q, N). Received: shape {relevance.shape}")
     _check_top_n(top_n)
     return np.array([_average_precision(row, top_n) for row in relevance], np.float64)
 

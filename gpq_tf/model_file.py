@@ -50,9 +50,7 @@ def check_architecture(architecture):
     for name, (low, high) in _INTEGER_RANGES.items():
         value = architecture[name]
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
-            raise ValueError(
-                f"Invalid {name}. Expected an integer from {low} to {high}. Received: {name}={value!r}"
-            )
+            raise ValueError(f"Invalid {name}. Expected an integer from {low} to {high}. Received: {name}={value!r}")
     width = architecture["width_multiplier"]
     if isinstance(width, bool) or not isinstance(width, numbers.Real) or not 0 < width <= _LARGEST_WIDTH:
         raise ValueError(
@@ -60,9 +58,7 @@ def check_architecture(architecture):
             f"Received: width_multiplier={width!r}"
         )
     if not isinstance(architecture["legacy"], bool):
-        raise ValueError(
-            f"Invalid legacy. Expected True or False. Received: legacy={architecture['legacy']!r}"
-        )
+        raise ValueError(f"Invalid legacy. Expected True or False. Received: legacy={architecture['legacy']!r}")
 
 
 def write(model, path, overwrite=True, weights_dtype="float32"):
@@ -75,9 +71,7 @@ def write(model, path, overwrite=True, weights_dtype="float32"):
             f'Invalid weights_dtype. Expected "float32" or "float16". Received: weights_dtype={weights_dtype!r}'
         )
     if path.exists() and not overwrite:
-        raise ValueError(
-            f"Invalid filepath. Expected a new name, since overwrite is False. Received: {str(path)!r}"
-        )
+        raise ValueError(f"Invalid filepath. Expected a new name, since overwrite is False. Received: {str(path)!r}")
     with replacing(path) as temporary:
         members = _keras_members(model)
         if weights_dtype == "float16":
@@ -114,9 +108,7 @@ def read_description(path):
     try:
         check_architecture(architecture)
     except (KeyError, TypeError, AttributeError) as error:
-        raise _damaged(
-            path, f"a description of the network; {error!r} is missing or of the wrong type"
-        ) from error
+        raise _damaged(path, f"a description of the network; {error!r} is missing or of the wrong type") from error
     _check_size(path, architecture, members[_WEIGHTS], description.get("weights_dtype"))
     record = description.get("record")
     return architecture, record if isinstance(record, dict) else {}
@@ -136,9 +128,7 @@ def read_weights(model, path):
             _check_hdf5(path, copy)
             model.load_weights(copy)
         except (OSError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-            raise _damaged(
-                path, f"weights of the network it describes; reading them gave: {error}"
-            ) from error
+            raise _damaged(path, f"weights of the network it describes; reading them gave: {error}") from error
         except ValueError as error:
             if str(path) in str(error):
                 raise
@@ -153,9 +143,7 @@ def _verified(path):
         with zipfile.ZipFile(path) as archive:
             infos = {info.filename: info for info in archive.infolist()}
             if _DESCRIPTION not in infos or _WEIGHTS not in infos:
-                raise _damaged(
-                    path, f"a model written by gpq-tf; it holds no {_DESCRIPTION} or no {_WEIGHTS}"
-                )
+                raise _damaged(path, f"a model written by gpq-tf; it holds no {_DESCRIPTION} or no {_WEIGHTS}")
             # Stored, not compressed: what a member claims cannot exceed the file.
             claimed = sum(info.file_size for info in infos.values())
             if claimed > path.stat().st_size or infos[_DESCRIPTION].file_size > _LARGEST_DESCRIPTION:
@@ -164,9 +152,7 @@ def _verified(path):
             if not isinstance(description, dict) or description.get("format") != "gpq_tf model":
                 raise _damaged(path, f"a model written by gpq-tf; {_DESCRIPTION} says otherwise")
             if description.get("version") != FORMAT_VERSION:
-                raise _damaged(
-                    path, f"format version {FORMAT_VERSION}; it has {description.get('version')!r}"
-                )
+                raise _damaged(path, f"format version {FORMAT_VERSION}; it has {description.get('version')!r}")
             checksums = description.get("sha256")
             if not isinstance(checksums, dict) or set(infos) != {*checksums, _DESCRIPTION}:
                 raise _damaged(path, "the members that its description lists")
@@ -186,17 +172,11 @@ def _verified(path):
 def _check_size(path, architecture, weights, weights_dtype):
     """Refuse sizes that the weights do not bear out, before memory is taken for them."""
     width = architecture["n_book"] * architecture["len_code"]
-    rows = (
-        2 ** architecture["bn_word"]
-        + architecture["n_classes"]
-        + vgg.feature_size(architecture["width_multiplier"])
-    )
+    rows = 2 ** architecture["bn_word"] + architecture["n_classes"] + vgg.feature_size(architecture["width_multiplier"])
     n_values = vgg.kernel_size(architecture["width_multiplier"]) + width * rows
     bytes_a_value = 2 if weights_dtype == "float16" else 4
     if not n_values * bytes_a_value <= len(weights) <= n_values * 4 + _LARGEST_OVERHEAD:
-        raise _damaged(
-            path, f"weights for the network it describes, {n_values} values; they take {len(weights)} bytes"
-        )
+        raise _damaged(path, f"weights for the network it describes, {n_values} values; they take {len(weights)} bytes")
 
 
 def _check_hdf5(path, weights_path):
@@ -210,9 +190,7 @@ def _check_hdf5(path, weights_path):
             item = group[name]
             if isinstance(item, h5py.Group):
                 check(item)
-            elif (
-                item.is_virtual or item.external or item.compression or item.chunks or item.dtype.kind != "f"
-            ):
+            elif item.is_virtual or item.external or item.compression or item.chunks or item.dtype.kind != "f":
                 raise _damaged(path, f"plain float arrays; {item.name} is not one")
 
     with h5py.File(weights_path, "r") as file:
@@ -244,9 +222,7 @@ def _in_half_precision(weights):
                 made = new.require_group(name)
             else:
                 values = item[()]
-                made = new.create_dataset(
-                    name, data=values.astype("float16") if np.ndim(values) > 1 else values
-                )
+                made = new.create_dataset(name, data=values.astype("float16") if np.ndim(values) > 1 else values)
             made.attrs.update(item.attrs)
 
         old.visititems(copy)

@@ -73,9 +73,7 @@ class RetrievalModel(keras.Model):
         self.record = {}
         policy = self.dtype_policy
         self.backbone = vgg.VGG(width_multiplier, seed, dtype=policy, name="backbone")
-        self.head = GPQHead(
-            n_book, 2**bn_word, len_code, n_classes, legacy, seed + 100, dtype=policy, name="head"
-        )
+        self.head = GPQHead(n_book, 2**bn_word, len_code, n_classes, legacy, seed + 100, dtype=policy, name="head")
         # A model that loads weights must have its variables, whatever image sizes it will see.
         self.backbone.build((None, None, None, 3))
         self.head.build((None, vgg.feature_size(width_multiplier)))
@@ -131,9 +129,7 @@ class RetrievalModel(keras.Model):
         """
         dtype = np.min_scalar_type(2 ** self.architecture["bn_word"] - 1)
         codes = np.empty((len(images), self.architecture["n_book"]), dtype)
-        return self._in_batches(
-            lambda batch: self.head.encode(self._describe(batch)), images, progress, codes
-        )
+        return self._in_batches(lambda batch: self.head.encode(self._describe(batch)), images, progress, codes)
 
     def _in_batches(self, function, images, progress, out):
         _check_images(images)
@@ -221,13 +217,7 @@ def find_model(path_or_name):
 
 def _check_images(images):
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
-    if (
-        dtype != np.uint8
-        or shape is None
-        or len(shape) != 4
-        or shape[3] != 3
-        or min(shape[1:3]) < SMALLEST_SIDE
-    ):
+    if dtype != np.uint8 or shape is None or len(shape) != 4 or shape[3] != 3 or min(shape[1:3]) < SMALLEST_SIDE:
         raise ValueError(
             f"Invalid images. Expected uint8 (N, H, W, 3) with H and W at least {SMALLEST_SIDE}. "
             f"Received: {dtype} {shape}"

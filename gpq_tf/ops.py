@@ -30,9 +30,7 @@ def split_books(x, n_book):
     """
     width = x.shape[-1]
     if n_book < 1 or width % n_book:
-        raise ValueError(
-            f"Invalid n_book. Expected a positive integer dividing D={width}. Received: n_book={n_book}"
-        )
+        raise ValueError(f"Invalid n_book. Expected a positive integer dividing D={width}. Received: n_book={n_book}")
     return ops.reshape(x, (-1, n_book, width // n_book))
 
 

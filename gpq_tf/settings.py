@@ -203,11 +203,7 @@ def _read_config(path):
         raise ValueError(
             f"Invalid {path}. Expected lines `name = value`. Received{where}: {type(error).__name__}: {error}"
         ) from error
-    return {
-        name: value
-        for name, value in names.items()
-        if name[0] != "_" and not isinstance(value, types.ModuleType)
-    }
+    return {name: value for name, value in names.items() if name[0] != "_" and not isinstance(value, types.ModuleType)}
 
 
 def _read_arguments(arguments):

@@ -70,9 +70,7 @@ def _jax_step(model, losses_of, optimizer):
 
     def step(batch):
         groups = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
-        losses, *values = compiled_update(
-            *([variable.value for variable in group] for group in groups), batch
-        )
+        losses, *values = compiled_update(*([variable.value for variable in group] for group in groups), batch)
         for group, new_values in zip(groups, values, strict=True):
             for variable, value in zip(group, new_values, strict=True):
                 variable.assign(value)

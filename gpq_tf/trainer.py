@@ -100,9 +100,7 @@ def train(settings, data, report=None, progress=None):
                 saved.append(path)
                 _drop_old(saved, settings.keep)
                 log.write(event="save", step=step + 1, epoch=epoch, path=str(path), mAP_of_subset=score)
-                report(
-                    f"epoch {epoch}: loss {losses['loss']:.4f}, mAP of the subset {score:.4f}, saved {path}"
-                )
+                report(f"epoch {epoch}: loss {losses['loss']:.4f}, mAP of the subset {score:.4f}, saved {path}")
                 clock.restart()
     return model, saved[-1]
 

@@ -20,9 +20,7 @@ _MARGIN = 48
 _TITLE = 72
 
 
-def ranked_list(
-    path, query_image, query_class, result_images, result_classes, relevant, class_names=None, title=None
-):
+def ranked_list(path, query_image, query_class, result_images, result_classes, relevant, class_names=None, title=None):
     """Draw a query and its ten best answers as a PNG.
 
     The query is at the left; the answers follow in two rows, best first, each with its rank and class, in a
@@ -60,9 +58,7 @@ def ranked_list(
             f"Received: {len(result_images)}, {len(result_classes)} and {len(relevant)}"
         )
     query_image = _checked_image("query_image", query_image)
-    images = [
-        _checked_image(f"result_images[{i}]", image) for i, image in enumerate(result_images[:_RESULTS])
-    ]
+    images = [_checked_image(f"result_images[{i}]", image) for i, image in enumerate(result_images[:_RESULTS])]
 
     columns = min(_COLUMNS, len(images))
     top = _MARGIN + (_TITLE if title else 0)
@@ -70,9 +66,7 @@ def ranked_list(
     width = left + columns * (_TILE + _GAP) - _GAP if columns else _MARGIN + _QUERY
     height = top + _QUERY + _CAPTION
     # The Figure is made without pyplot: nothing global is touched, no window system is looked for.
-    figure = Figure(
-        figsize=((width + _MARGIN) / _DPI, (height + _MARGIN) / _DPI), dpi=_DPI, facecolor="white"
-    )
+    figure = Figure(figsize=((width + _MARGIN) / _DPI, (height + _MARGIN) / _DPI), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
     if title:
         _text(figure, _MARGIN, _MARGIN, width - _MARGIN, title, fontsize=11, weight="bold", color=_INK)
@@ -126,7 +120,6 @@ def _checked_image(name, image):
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(
-            f"Invalid {name}. Expected uint8 of shape (H, W, 3). "
-            f"Received: {image.dtype} of shape {image.shape}"
+            f"Invalid {name}. Expected uint8 of shape (H, W, 3). Received: {image.dtype} of shape {image.shape}"
         )
     return image

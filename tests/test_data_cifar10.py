@@ -66,9 +66,7 @@ def test_reads_the_originals_layout(folder, dataset):
 def test_an_incomplete_folder_never_turns_into_the_sample(folder, dataset):
     (folder / "data_batch_3").unlink()
     (folder / "batches.meta").unlink()
-    with pytest.raises(
-        ValueError, match=r"cifar10. Expected the files of .* Missing: data_batch_3, batches.meta$"
-    ):
+    with pytest.raises(ValueError, match=r"cifar10. Expected the files of .* Missing: data_batch_3, batches.meta$"):
         gpq_data.load(dataset, folder)
 
 
@@ -99,22 +97,16 @@ def test_the_sample_has_one_split():
 
 def test_refuses_unknown_names():
     names = "cifar10, cifar10_folder, cifar10_tfds, cifar10_sample"
-    with pytest.raises(
-        ValueError, match=f"Invalid dataset. Expected one of {names}. Received: dataset='cifar'"
-    ):
+    with pytest.raises(ValueError, match=f"Invalid dataset. Expected one of {names}. Received: dataset='cifar'"):
         gpq_data.load("cifar")
 
 
 def test_asking_for_an_absent_source_says_how_to_get_it(tmp_path, monkeypatch):
-    with pytest.raises(
-        ValueError, match=r"Missing: data_batch_1, data_batch_2, .*, test_batch, batches\.meta"
-    ):
+    with pytest.raises(ValueError, match=r"Missing: data_batch_1, data_batch_2, .*, test_batch, batches\.meta"):
         gpq_data.load("cifar10_folder", tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
     places = f"{tmp_path}, {tmp_path}/elsewhere, {tmp_path}/home/tensorflow_datasets"
-    with pytest.raises(
-        ValueError, match=rf"one of {places}\. Found none\. Add --download=True to fetch it into"
-    ):
+    with pytest.raises(ValueError, match=rf"one of {places}\. Found none\. Add --download=True to fetch it into"):
         gpq_data.load("cifar10_tfds", tmp_path)
 
 
@@ -194,9 +186,7 @@ def test_a_damaged_prepared_set_says_how_to_prepare_it_anew(tmp_path, damage):
         shard.write_bytes(shard.read_bytes()[:-1000])
     else:
         (stored / "dataset_info.json").write_text("{")
-    with pytest.raises(
-        ValueError, match=r"3\.0\.2\. Expected tensorflow-datasets' cifar10: .*add --download=True"
-    ):
+    with pytest.raises(ValueError, match=r"3\.0\.2\. Expected tensorflow-datasets' cifar10: .*add --download=True"):
         gpq_data.load("cifar10_tfds", tmp_path)
 
 

@@ -97,9 +97,7 @@ def test_refuses_other_arrays(tmp_path, changed, message):
     ],
 )
 def test_a_bad_image_is_named(tmp_path, content, message):
-    with pytest.raises(
-        ValueError, match=r"images\.npz: image 1 of val: expected a 32x32 RGB JPEG: " + message
-    ):
+    with pytest.raises(ValueError, match=r"images\.npz: image 1 of val: expected a 32x32 RGB JPEG: " + message):
         jpegs.load_jpegs(write(tmp_path, [FILES[0], content, FILES[2]]), "val")
 
 

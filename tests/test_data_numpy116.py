@@ -25,9 +25,7 @@ def test_too_many_bad_partitions_end_in_heapsort(monkeypatch):
     values = _bad_for_median_of_three(250, n_distinct=60)
     sizes = []
     heapsort = numpy116.heapsort
-    monkeypatch.setattr(
-        numpy116, "heapsort", lambda v, indices: sizes.append(len(indices)) or heapsort(v, indices)
-    )
+    monkeypatch.setattr(numpy116, "heapsort", lambda v, indices: sizes.append(len(indices)) or heapsort(v, indices))
     assert numpy116.argsort(values) == np.argsort(np.array(values, np.uint8)).tolist()
     assert sizes == [220]  # 15 partitions that took off two values each
 

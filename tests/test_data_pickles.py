@@ -15,9 +15,7 @@ from tests import cifar10_files, golden
 IMAGES = cifar10_files.numbered_images(3)
 LABELS = [7, 0, 9]
 ROWS = IMAGES.transpose(0, 3, 1, 2).reshape(3, 3072)
-PYTHON2 = cifar10_files.script().python2_pickle(
-    {b"labels": LABELS, b"data": ROWS, b"filenames": [b"a.png"] * 3}
-)
+PYTHON2 = cifar10_files.script().python2_pickle({b"labels": LABELS, b"data": ROWS, b"filenames": [b"a.png"] * 3})
 RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
 UINT8 = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
 

@@ -14,9 +14,7 @@ NAMES = [f"class {i}" for i in range(10)]
 def images_of(labels):
     """uint8 (N, 1, 1, 3) images that hold their own number."""
     number = np.arange(len(labels))
-    return np.stack([number // 65536, number // 256 % 256, number % 256], axis=-1).astype(np.uint8)[
-        :, None, None
-    ]
+    return np.stack([number // 65536, number // 256 % 256, number % 256], axis=-1).astype(np.uint8)[:, None, None]
 
 
 def number_of(images):
@@ -124,7 +122,5 @@ def test_refuses_labels_it_cannot_split(labels, legacy, message):
 
 
 def test_refuses_images_that_are_not_uint8_nhwc():
-    with pytest.raises(
-        ValueError, match=r"Expected uint8 \(N, H, W, 3\). Received: float64 \(600, 1, 1, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"Expected uint8 \(N, H, W, 3\). Received: float64 \(600, 1, 1, 3\)"):
         protocol.split(np.zeros((600, 1, 1, 3)), np.arange(600) % 10, NAMES, "here")

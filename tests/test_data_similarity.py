@@ -29,9 +29,7 @@ def test_what_is_written_is_equality_of_labels(scratch, query_labels, gallery_la
     similarity.write_similarity(scratch, query_labels, gallery_labels)
     stored = scipy.io.loadmat(scratch)["label_Similarity"]
     matrix = similarity.read_similarity(scratch, len(query_labels), len(gallery_labels))
-    assert (
-        scipy.sparse.issparse(stored) and isinstance(matrix, scipy.sparse.csr_matrix) and matrix.dtype == bool
-    )
+    assert scipy.sparse.issparse(stored) and isinstance(matrix, scipy.sparse.csr_matrix) and matrix.dtype == bool
     for q, query_label in enumerate(query_labels):
         for n, gallery_label in enumerate(gallery_labels):
             assert (stored[q, n] == 1) == matrix[q, n] == (query_label == gallery_label)
@@ -45,9 +43,7 @@ def test_what_is_written_is_equality_of_labels(scratch, query_labels, gallery_la
         scipy.sparse.csc_matrix(MATRIX, dtype=float),
         scipy.sparse.csr_matrix(MATRIX, dtype=float),
         scipy.sparse.csc_matrix(MATRIX, dtype=bool),
-        scipy.sparse.csc_matrix(
-            (np.array([1.0, 0, 1, 1]), [1, 1, 0, 0], [0, 1, 3, 4]), (2, 3)
-        ),  # a stored zero
+        scipy.sparse.csc_matrix((np.array([1.0, 0, 1, 1]), [1, 1, 0, 0], [0, 1, 3, 4]), (2, 3)),  # a stored zero
     ],
 )
 def test_reads_sparse_and_dense_numbers(tmp_path, stored):
@@ -90,9 +86,7 @@ def test_a_file_that_grows_beyond_what_a_dense_matrix_takes_is_refused(tmp_path)
 
 
 def test_refuses_labels_that_are_not_classes(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"Invalid gallery_labels. Expected integers of one axis. Received: float64"
-    ):
+    with pytest.raises(ValueError, match=r"Invalid gallery_labels. Expected integers of one axis. Received: float64"):
         similarity.write_similarity(tmp_path / "x.mat", [0, 1], [0.5, 1.0])
     with pytest.raises(
         ValueError, match=r"Invalid query_labels. Expected integers of one axis. Received: int64 \(1, 2"

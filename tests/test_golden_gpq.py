@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from keras import ops
 
-import golden
 from gpq_tf import losses, quantizer
 from gpq_tf.heads.gpq import GPQHead, as_codebook
 from gpq_tf.ops import normalize_books, reverse_gradient
+
+import golden
 from gradients import value_and_gradients
 
 pytestmark = golden.needs_golden

@@ -195,9 +195,7 @@ def test_what_was_handed_out_does_not_change():
 def test_adding_one_by_one_copies_little(monkeypatch):
     moved = []
     resized = gpq_tf.index._resized
-    monkeypatch.setattr(
-        gpq_tf.index, "_resized", lambda array, n: moved.append(len(array)) or resized(array, n)
-    )
+    monkeypatch.setattr(gpq_tf.index, "_resized", lambda array, n: moved.append(len(array)) or resized(array, n))
     index = PQIndex(np.zeros((1, 2, 1)))
     for i in range(1000):
         index.add([[i % 2]])
@@ -262,9 +260,7 @@ def test_add_refuses_and_adds_nothing(codes, ids, message):
 def test_implicit_ids_end_where_int64_ends():
     index = PQIndex(np.zeros((1, 2, 1)))
     index.add([[0]], ids=[2**63 - 1])
-    with pytest.raises(
-        ValueError, match=r"Expected explicit ids. Received: None after the id 9223372036854775807"
-    ):
+    with pytest.raises(ValueError, match=r"Expected explicit ids. Received: None after the id 9223372036854775807"):
         index.add([[0]])
 
 
@@ -302,9 +298,7 @@ def test_search_refuses_what_overflows_and_names_the_row():
     index = random_index(np.random.default_rng(11), metric="squared_l2")
     queries = np.zeros((130, 6), np.float32)
     queries[101] = 1e25
-    with pytest.raises(
-        ValueError, match=r"Expected distances that fit float32. Received: larger in row 101$"
-    ):
+    with pytest.raises(ValueError, match=r"Expected distances that fit float32. Received: larger in row 101$"):
         index.search(queries, 1)
 
 
@@ -359,8 +353,7 @@ def test_l2_between_equal_vectors_is_exactly_zero():
         np.float32,
         st.integers(0, 200),
         # x + 0.0 is what makes a 0.0 of a -0.0
-        elements=st.floats(width=32, allow_nan=False).map(lambda x: x + 0.0)
-        | st.sampled_from([-1.0, 0.0, 1.5]),
+        elements=st.floats(width=32, allow_nan=False).map(lambda x: x + 0.0) | st.sampled_from([-1.0, 0.0, 1.5]),
     )
 )
 def test_stable_argsort(values):

@@ -117,9 +117,7 @@ def test_multi_hot_labels_are_relevant_when_one_is_shared():
     query_labels[0] = 0  # no label: nothing is relevant
     expected = brute_force(index, queries, query_labels @ gallery_labels.T > 0)
     for dtype in (bool, int, np.float32):
-        actual = mean_average_precision(
-            queries, query_labels.astype(dtype), index, gallery_labels.astype(dtype)
-        )
+        actual = mean_average_precision(queries, query_labels.astype(dtype), index, gallery_labels.astype(dtype))
         assert actual == pytest.approx(expected, rel=1e-13)
 
 

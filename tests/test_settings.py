@@ -26,9 +26,7 @@ def test_config_py_of_the_checkout_holds_the_defaults():
 
 
 def test_every_line_of_config_py_gives_a_reason():
-    lines = [
-        line for line in (ROOT / "config.py").read_text().splitlines() if " = " in line and line[0] != "#"
-    ]
+    lines = [line for line in (ROOT / "config.py").read_text().splitlines() if " = " in line and line[0] != "#"]
     assert len(lines) == len(settings.FIELDS)
     assert all("  # " in line for line in lines)
 
@@ -47,9 +45,7 @@ def test_derived_values_follow_overrides():
 
 
 def test_an_expression_in_the_file_does_not_fight_the_command_line(tmp_path):
-    path = write(
-        tmp_path, "n_book = 6\nbn_word = 4\nintn_word = pow(2, bn_word)\nn_bits = n_book * bn_word\n"
-    )
+    path = write(tmp_path, "n_book = 6\nbn_word = 4\nintn_word = pow(2, bn_word)\nn_bits = n_book * bn_word\n")
     assert settings.resolve([], path).n_bits == 24
     assert settings.resolve(["--n_book=8"], path).n_bits == 32
 

@@ -99,9 +99,7 @@ class VGG(keras.layers.Layer):
                         name=f"conv_{name}",
                     )
                 )
-                self.normalizations.append(
-                    DebiasedBatchNormalization(dtype=self.dtype_policy, name=f"norm_{name}")
-                )
+                self.normalizations.append(DebiasedBatchNormalization(dtype=self.dtype_policy, name=f"norm_{name}"))
         self.pool = keras.layers.MaxPooling2D(2, dtype=self.dtype_policy)
 
     def build(self, input_shape):

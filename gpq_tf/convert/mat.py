@@ -1,11 +1,11 @@
 """ImageNet_pretrained.mat: the backbone that GPQ's training starts from, 40 arrays without a head."""
 
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from gpq_tf.convert import gpq_names
+from gpq_tf.data.matlab import load_matlab
 from gpq_tf.network import RetrievalModel
 
 
@@ -92,39 +92,9 @@ def read(path):
     Raises:
         ValueError: if it is not a whole MATLAB 5 file of numeric arrays.
     """
-    import scipy.io
-    from scipy.io.matlab import MatReadError
-
-    path = Path(path)
-    # SciPy's reader raises nearly anything for a damaged file.
-    failures = (MatReadError, ValueError, TypeError, OSError, EOFError, KeyError, IndexError, AttributeError)
-    failures += (
-        NotImplementedError,
-        OverflowError,
-        MemoryError,
-        zlib.error,
-        RecursionError,
-        UnicodeDecodeError,
-    )
-    try:
-        listed = scipy.io.whosmat(path)
-        claimed = 4 * sum(int(np.prod(shape, dtype="float64")) for _, shape, _ in listed)
-        # zlib shrinks by a factor of 1,032 at the most
-        if claimed > 1100 * path.stat().st_size:
-            raise ValueError(f"its arrays claim {claimed} bytes")
-        stored = scipy.io.loadmat(path)
-    except failures as error:
-        first_line = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise ValueError(
-            f"Invalid file {str(path)!r}. Expected a whole MATLAB 5 file. {first_line}"
-        ) from error
     arrays = {}
-    for name, values in stored.items():
-        if name.startswith("__"):
-            continue
-        if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
-            raise ValueError(
-                f"Invalid file {str(path)!r}. Expected numeric arrays. Received: {name} is not one"
-            )
+    for name, values in load_matlab(path).items():
+        if not isinstance(values, np.ndarray):
+            raise ValueError(f"Invalid file {str(path)!r}. Expected dense arrays. Received: {name} is sparse")
         arrays[name.removesuffix(":0")] = values[0] if values.ndim == 2 and len(values) == 1 else values
     return arrays

@@ -91,9 +91,7 @@ def _open(prefix):
 
     def failed(error):
         first_line = str(error).strip().split("\n")[0]
-        return ValueError(
-            f"Invalid checkpoint {prefix!r}. Expected a whole TensorFlow checkpoint. {first_line}"
-        )
+        return ValueError(f"Invalid checkpoint {prefix!r}. Expected a whole TensorFlow checkpoint. {first_line}")
 
     # What TensorFlow raises for damaged files depends on where the damage is.
     failures = (tf.errors.OpError, ValueError, RuntimeError, IndexError, KeyError, TypeError, OverflowError)

@@ -41,9 +41,7 @@ def load(dataset="cifar10", data_dir="./cifar10", download=False, legacy=False):
         ((200, 32, 32, 3), (10800, 32, 32, 3), (1000, 32, 32, 3))
     """
     if dataset not in DATASETS:
-        raise ValueError(
-            f"Invalid dataset. Expected one of {', '.join(DATASETS)}. Received: dataset={dataset!r}"
-        )
+        raise ValueError(f"Invalid dataset. Expected one of {', '.join(DATASETS)}. Received: dataset={dataset!r}")
     if dataset == "cifar10":
         dataset = _first_present(data_dir, download)
     if dataset == "cifar10_folder":
@@ -122,9 +120,7 @@ def _read_tfds(data_dir, download):
             builder = tfds.builder("cifar10", data_dir=data_dir)
             builder.download_and_prepare()
         except Exception as error:  # its own, urllib's, tensorflow's
-            raise OSError(
-                f"Cannot download CIFAR-10 into {data_dir}: {type(error).__name__}: {error}"
-            ) from error
+            raise OSError(f"Cannot download CIFAR-10 into {data_dir}: {type(error).__name__}: {error}") from error
         folder = Path(builder.data_dir)
     try:
         builder = tfds.builder_from_directory(folder)
@@ -147,13 +143,9 @@ def _read_tfds_split(tfds, builder, split):
     protocol needs: it decides which images are labelled and which are queries.
     """
     if "id" not in builder.info.features:
-        raise ValueError(
-            "its examples have no id, so the order of the original files is lost (version 3.0.2 has them)"
-        )
+        raise ValueError("its examples have no id, so the order of the original files is lost (version 3.0.2 has them)")
     batches = list(tfds.as_numpy(builder.as_dataset(split=split, batch_size=1000)))
-    ids, images, labels = (
-        np.concatenate([batch[key] for batch in batches]) for key in ("id", "image", "label")
-    )
+    ids, images, labels = (np.concatenate([batch[key] for batch in batches]) for key in ("id", "image", "label"))
     if images.shape[1:] != (32, 32, 3):
         raise ValueError(f"its images have shape {images.shape[1:]}")
     order = np.argsort(ids)  # ids differ, and are padded with zeros

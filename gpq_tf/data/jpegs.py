@@ -62,9 +62,7 @@ def read_packed(path, split):
     require(rises, f"{names[1]} integers that rise from 0 to the {len(packed)} bytes", offsets)
     n = len(offsets) - 1
     are_classes = labels.dtype.kind in "iu" and ((labels >= 0) & (labels < class_names.size)).all()
-    require(
-        are_classes and labels.shape == (n,), f"{names[2]} integers ({n},) below {class_names.size}", labels
-    )
+    require(are_classes and labels.shape == (n,), f"{names[2]} integers ({n},) below {class_names.size}", labels)
     return (
         packed,
         offsets.astype(np.int64),

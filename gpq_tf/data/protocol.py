@@ -74,13 +74,9 @@ def split(images, labels, class_names, source, legacy=False):
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(
-            f"Invalid images. Expected uint8 (N, H, W, 3). Received: {images.dtype} {images.shape}"
-        )
+        raise ValueError(f"Invalid images. Expected uint8 (N, H, W, 3). Received: {images.dtype} {images.shape}")
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"Invalid labels. Expected integers ({len(images)},). Received: {labels.dtype} {labels.shape}"
-        )
+        raise ValueError(f"Invalid labels. Expected integers ({len(images)},). Received: {labels.dtype} {labels.shape}")
     labels = labels.astype(np.int64)
     labelled, gallery, query = split_index(labels, len(class_names), legacy)
     gallery_images = images[gallery]
@@ -103,9 +99,7 @@ def split(images, labels, class_names, source, legacy=False):
 def split_index(labels, n_classes, legacy=False):
     """The rule of `split` on labels alone: int64 (N,) -> indices (labelled, gallery, query), int64 each."""
     if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
-        raise ValueError(
-            f"Invalid labels. Expected 0..{n_classes - 1}. Received: {labels.min()}..{labels.max()}"
-        )
+        raise ValueError(f"Invalid labels. Expected 0..{n_classes - 1}. Received: {labels.min()}..{labels.max()}")
     n_labelled = len(labels) // LABELLED_SHARE
     if legacy:
         order = np.asarray(numpy116.argsort(labels.tolist()), np.int64)

@@ -35,9 +35,7 @@ def read_similarity(path, n_query, n_gallery):
     variables = matlab.load_matlab(path, max_bytes=16 * n_query * n_gallery + 2**20)
     shapes = {name: array.shape for name, array in variables.items()}
     if shapes.get(NAME) != (n_query, n_gallery):
-        raise ValueError(
-            f"Invalid {path}. Expected {NAME} of shape ({n_query}, {n_gallery}). Found: {shapes}"
-        )
+        raise ValueError(f"Invalid {path}. Expected {NAME} of shape ({n_query}, {n_gallery}). Found: {shapes}")
     matrix = scipy.sparse.csr_matrix(variables[NAME])
     if not np.isin(matrix.data, (0, 1)).all():
         raise ValueError(f"Invalid {path}. Expected {NAME} of 0 and 1. Found: other values")
@@ -66,14 +64,9 @@ def write_similarity(path, query_labels, gallery_labels):
     query_labels, gallery_labels = np.asarray(query_labels), np.asarray(gallery_labels)
     for name, labels in (("query_labels", query_labels), ("gallery_labels", gallery_labels)):
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise ValueError(
-                f"Invalid {name}. Expected integers of one axis. Received: {labels.dtype} {labels.shape}"
-            )
+            raise ValueError(f"Invalid {name}. Expected integers of one axis. Received: {labels.dtype} {labels.shape}")
     # Row q is the row of its class: matrix[q, n] = query_labels[q] == gallery_labels[n]
-    members = {
-        label: np.flatnonzero(gallery_labels == label).astype(np.int32)
-        for label in set(query_labels.tolist())
-    }
+    members = {label: np.flatnonzero(gallery_labels == label).astype(np.int32) for label in set(query_labels.tolist())}
     rows = [members[label] for label in query_labels.tolist()]
     starts = np.cumsum([0] + [len(row) for row in rows])
     indices = np.concatenate([*rows, np.empty(0, np.int32)])
