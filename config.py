@@ -1,18 +1,16 @@
 """Settings of GPQ-TF. Edit them here, or override any on the command line: python train.py --n_book=8"""
 
-# --- data: source 5,000 labelled images, target 54,000 without labels = gallery, 1,000 queries
-data_dir = "./cifar10"  # folder with data_batch_1..5, test_batch and batches.meta of CIFAR-10's python version
-dataset = (
-    "cifar10"  # the folder, else tensorflow-datasets, else the embedded sample; _folder, _tfds, _sample ask for one
-)
+# --- data: 5,000 labelled images (source), 54,000 without labels (target and gallery), 1,000 queries
+data_dir = "./cifar10"  # folder of CIFAR-10's python version: data_batch_1..5, test_batch, batches.meta
+dataset = "cifar10"  # the folder, else tensorflow-datasets, else the sample; cifar10_folder, _tfds, _sample ask for one
 download = False  # True: tensorflow-datasets may fetch what is missing from the network
 
 # --- files
 ImagNet_pretrained_path = "./models/ImageNet_pretrained"  # .mat to start training from, the original's spelling
 ImageNet_pretrained_path = ImagNet_pretrained_path  # the same, spelled right
 model_save_path = "./models/"  # folder that train.py writes into
-model_load_path = "./models/48bits_example.ckpt"  # .keras, shipped name or TF1 prefix; while absent, the shipped model
-cifar10_label_sim_path = "./cifar10/cifar10_Similarity.mat"  # which gallery images are relevant; while absent, labels
+model_load_path = "./models/48bits_example.ckpt"  # .keras, shipped name or TF1 prefix; while absent: the shipped model
+cifar10_label_sim_path = "./cifar10/cifar10_Similarity.mat"  # what is relevant to each query; while absent: the labels
 
 # --- protocol
 n_CLASSES = 10  # classes

@@ -1,6 +1,6 @@
 """Train a model on CIFAR-10; it is saved in ./models every 20 epochs.
 
-Settings: config.py, or on the command line, such as `python train.py --width_multiplier=0.25 --total_epochs=100`.
+Settings: config.py, or on the command line, such as `python train.py --width_multiplier=0.25`.
 """
 
 import sys
