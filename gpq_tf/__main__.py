@@ -11,7 +11,7 @@ USAGE = """usage: gpq-tf COMMAND [arguments] [--setting=value ...]
   demo                     print the mAP of a model on CIFAR-10, save ranked-list pictures
   train                    train a model, save it every 20 epochs
   convert SRC DST          weights of the original (TF1 checkpoint prefix, ImageNet_pretrained.mat) -> .keras
-  evaluate MODEL           print the mAP of a model on CIFAR-10
+  evaluate MODEL [IMAGES]  print the mAP of a model on CIFAR-10 (IMAGES: the folder of its python version)
 
 Settings come from config.py in the current folder, then from --setting=value. --debug shows tracebacks.
 """
@@ -85,8 +85,9 @@ def convert(arguments):
 
 
 def evaluate(arguments):
-    (model,), options = _positional(arguments, "MODEL")
-    settings = _settings([*options, f"--model_load_path={model}"])
+    (model, *folder), options = _positional(arguments, "MODEL", "[IMAGES]")
+    images = [f"--data_dir={folder[0]}", "--dataset=cifar10_folder"] if folder else []
+    settings = _settings([*options, f"--model_load_path={model}", *images])
     _import_tensorflow_quietly()
     from gpq_tf import demo
 
@@ -103,9 +104,10 @@ def _settings(arguments):
 
 
 def _positional(arguments, *names):
-    """Split arguments into the positional ones, as many as `names`, and the --options."""
+    """Split arguments into the positional ones, one for each of `names` ([...] may be left out), and the --options."""
     values = [argument for argument in arguments if not argument.startswith("--")]
-    if len(values) != len(names):
+    needed = sum(not name.startswith("[") for name in names)
+    if not needed <= len(values) <= len(names):
         raise ValueError(f"Invalid arguments. Expected {' '.join(names)}. Received: {' '.join(values) or 'none'}")
     return values, [argument for argument in arguments if argument.startswith("--")]
 
@@ -134,7 +136,12 @@ def _import_tensorflow_quietly():
         standard_error = os.dup(2)
         os.dup2(noise.fileno(), 2)
         try:
-            import keras  # noqa: F401
+            import keras
+
+            if keras.backend.backend() == "tensorflow":
+                import tensorflow as tf
+
+                tf.config.list_physical_devices()  # looks for GPUs, and complains of none
         except BaseException:
             noise.seek(0)
             with contextlib.suppress(OSError):

@@ -23,7 +23,7 @@ ESTIMATE_STEPS = 4
 
 
 class Diverged(ArithmeticError):
-    """Training met a loss or weight that is not finite."""
+    """Training met a loss or a weight that is not finite."""
 
 
 def train(settings, data, report=None, progress=None):
@@ -52,15 +52,13 @@ def train(settings, data, report=None, progress=None):
     steps_per_epoch = recipe.steps_per_epoch(data, settings)
     model, origin = initial_model(settings)
     report(origin)
-    optimizer = recipe.optimizer()
-    if settings.precision == "mixed_float16":
-        # 16-bit floats of this kind lose small gradients unless the loss is scaled up.
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    schedule = getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
+    rate = recipe.learning_rate()
     take_step = make_step(
-        model, lambda batch: recipe.training_losses(model, batch, settings), optimizer, _use_jit(settings)
+        model,
+        lambda batch: recipe.training_losses(model, batch, settings),
+        _optimizer(recipe, settings),
+        _use_jit(settings),
     )
-
     stem = Path(settings.model_save_path) / recipe.file_stem(settings)
     stem.parent.mkdir(parents=True, exist_ok=True)
     total = settings.total_epochs * steps_per_epoch
@@ -68,38 +66,29 @@ def train(settings, data, report=None, progress=None):
     with _Log(f"{stem}.log.jsonl") as log, _closing(progress, total) as bar:
         log.write(event="start", origin=origin, source=data.source, settings=settings.as_dict())
         clock = _Clock(total, report)
-        for step in range(total):
-            losses = take_step(recipe.draw_batch(data, settings, step))
-            losses = {name: float(value) for name, value in losses.items()}
-            epoch = step // steps_per_epoch + 1
-            rate = float(keras.ops.convert_to_numpy(schedule(step)))
+        for step in range(1, total + 1):
+            epoch = (step - 1) // steps_per_epoch + 1
+            batch = recipe.draw_batch(data, settings, step - 1)
+            losses = {name: float(value) for name, value in take_step(batch).items()}
             if not math.isfinite(losses["loss"]):
-                raise Diverged(_diverged(f"Loss is {losses['loss']} at step {step + 1}", epoch, saved))
-            images_per_second = 2 * settings.batch_size / clock.tick(step)
-            entry = {**losses, "lr": rate, "images_per_second": round(images_per_second, 1)}
-            log.write(event="step", step=step + 1, epoch=epoch, **entry)
+                raise Diverged(_diverged(f"Loss is {losses['loss']} at step {step}", epoch, saved))
+            entry = {
+                **losses,
+                "lr": float(keras.ops.convert_to_numpy(rate(step - 1))),
+                "images_per_second": round(len(batch["images"]) / clock.tick(step), 1),
+            }
+            log.write(event="step", step=step, epoch=epoch, **entry)
             if bar is not None:
                 bar.set_postfix({name: f"{value:.4g}" for name, value in entry.items()}, refresh=False)
                 bar.update(1)
-            end_of_epoch = (step + 1) % steps_per_epoch == 0
-            if end_of_epoch and (epoch % settings.save_term == 0 or epoch == settings.total_epochs):
-                path = Path(f"{stem}_{epoch}.keras")
-                _check_finite(model, step + 1, epoch, saved)
+            if step % steps_per_epoch == 0 and (epoch % settings.save_term == 0 or epoch == settings.total_epochs):
+                _check_finite(model, step, epoch, saved)
                 score = retrieval.evaluate(model, subset(data))["mAP"]
-                model.record = {
-                    "epoch": epoch,
-                    "step": step + 1,
-                    "origin": origin,
-                    "source": data.source,
-                    "class_names": data.class_names,
-                    "mAP_of_subset": score,
-                    "settings": settings.as_dict(),
-                }
-                model.save(path)
-                settings_module.save(settings, path.with_suffix(".json"), mAP_of_subset=score, epoch=epoch)
+                path = Path(f"{stem}_{epoch}.keras")
+                _save(model, path, settings, data, origin=origin, epoch=epoch, step=step, mAP_of_subset=score)
                 saved.append(path)
                 _drop_old(saved, settings.keep)
-                log.write(event="save", step=step + 1, epoch=epoch, path=str(path), mAP_of_subset=score)
+                log.write(event="save", step=step, epoch=epoch, path=str(path), mAP_of_subset=score)
                 report(f"epoch {epoch}: loss {losses['loss']:.4f}, mAP of the subset {score:.4f}, saved {path}")
                 clock.restart()
     return model, saved[-1]
@@ -117,12 +106,9 @@ def initial_model(settings):
         (RetrievalModel, str).
 
     Raises:
-        ValueError: if the file is damaged or its backbone has another width.
+        ValueError: if the file is damaged, or its backbone has another width, or a file that was asked for is absent.
     """
-    model = RetrievalModel(
-        **architecture_of(settings),
-        dtype=settings.precision,
-    )
+    model = RetrievalModel(**architecture_of(settings), dtype=settings.precision)
     if settings.init is not None:
         return model, _copy_from(settings.init, model)
     mat_file = mat.find(settings.ImageNet_pretrained_path)
@@ -131,7 +117,8 @@ def initial_model(settings):
         return model, f"starting from {mat_file} (backbone; head from seed {settings.seed})"
     if settings.given & {"ImagNet_pretrained_path", "ImageNet_pretrained_path"}:
         raise ValueError(
-            f"Invalid ImageNet_pretrained_path. Expected a .mat file. Received: {settings.ImageNet_pretrained_path}, no such file"
+            f"Invalid ImageNet_pretrained_path. Expected a .mat file. Received: {settings.ImageNet_pretrained_path}, "
+            "no such file"
         )
     return model, f"starting from scratch (seed {settings.seed})"
 
@@ -143,7 +130,7 @@ def architecture_of(settings):
 
 
 def subset(data):
-    """The fixed part of a split image set on which training is watched, a RetrievalData-like namespace."""
+    """The fixed part of a split image set on which training is watched: its query and gallery images and labels."""
     return types.SimpleNamespace(
         query_images=data.query_images[::SUBSET_QUERIES],
         query_labels=data.query_labels[::SUBSET_QUERIES],
@@ -171,7 +158,7 @@ def _copy_from(source, model):
     if shapes[0] == shapes[1]:
         _assign_all(other.head, model.head, source)
         return f"starting from {source} (backbone and head)"
-    return f"starting from {source} (backbone; the head has other sizes and comes from seed {model.head.seed - 100})"
+    return f"starting from {source} (backbone; the head has other sizes and comes from the seed)"
 
 
 def _assign_all(source_layer, target_layer, source):
@@ -184,6 +171,14 @@ def _assign_all(source_layer, target_layer, source):
         new.assign(old)
 
 
+def _optimizer(recipe, settings):
+    optimizer = recipe.optimizer()
+    if settings.precision == "mixed_float16":
+        # 16-bit floats of this kind lose small gradients unless the loss is scaled up.
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
 def _use_jit(settings):
     if settings.jit_compile != "auto":
         return settings.jit_compile
@@ -193,6 +188,17 @@ def _use_jit(settings):
 
     # On a CPU XLA makes this step slower; across several GPUs the collectives do not compile.
     return len(tf.config.list_physical_devices("GPU")) == 1
+
+
+def _save(model, path, settings, data, **progress):
+    model.record = {
+        **progress,
+        "source": data.source,
+        "class_names": list(data.class_names),
+        "settings": settings.as_dict(),
+    }
+    model.save(path)
+    settings_module.save(settings, path.with_suffix(".json"), **progress)
 
 
 def _check_finite(model, step, epoch, saved):
@@ -227,7 +233,7 @@ def _closing(progress, total):
 
 
 class _Log:
-    """JSON lines, one an event, each on disk (or at least with the system) as soon as it is written."""
+    """JSON lines, one an event, handed to the system as soon as it is written."""
 
     def __init__(self, path):
         self._path = path
@@ -257,13 +263,12 @@ class _Clock:
     def tick(self, step):
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
-        if step < ESTIMATE_STEPS:
+        if step <= ESTIMATE_STEPS:
             self._seconds.append(seconds)
-            if step == ESTIMATE_STEPS - 1:
-                a_step = float(np.median(self._seconds[1:]))
-                self._report(
-                    f"{a_step:.2g} s a step on this machine: {self._total} steps take about {duration(a_step * self._total)}"
-                )
+        if step == ESTIMATE_STEPS:
+            a_step = float(np.median(self._seconds[1:]))
+            whole = duration(a_step * self._total)
+            self._report(f"{a_step:.2g} s a step on this machine: {self._total} steps take about {whole}")
         return seconds
 
 

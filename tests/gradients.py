@@ -11,8 +11,13 @@ def value_and_gradients(function, inputs, cotangent):
     if keras.backend.backend() == "jax":
         import jax
 
-        value, pull_back = jax.vjp(function, *(ops.convert_to_tensor(values) for values in inputs))
-        gradients = pull_back(ops.convert_to_tensor(np.asarray(cotangent, "float32").reshape(value.shape)))
+        # One compilation of the whole; op by op, JAX compiles each one for each shape, which takes ten times as long.
+        @jax.jit
+        def value_and_pulled_back(cotangent, *inputs):
+            value, pull_back = jax.vjp(function, *inputs)
+            return value, pull_back(ops.reshape(cotangent, value.shape))
+
+        value, gradients = value_and_pulled_back(np.asarray(cotangent, "float32"), *inputs)
     else:
         import tensorflow as tf
 

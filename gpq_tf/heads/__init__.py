@@ -1,7 +1,8 @@
 """Heads: what turns pooled features into descriptors, and which losses train it.
 
 A head is one module. It defines a layer (`GPQHead`) and the training recipe, plain functions with fixed names:
-file_stem(settings), steps_per_epoch(data, settings), draw_batch(data, settings, step), training_losses(model, batch, settings), optimizer().
+file_stem(settings), steps_per_epoch(data, settings), draw_batch(data, settings, step),
+training_losses(model, batch, settings), learning_rate() and optimizer().
 """
 
 import importlib

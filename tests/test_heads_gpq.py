@@ -1,0 +1,112 @@
+"""What a training step of GPQ draws, and what its head gives to the search."""
+
+import types
+
+import keras
+import numpy as np
+import pytest
+
+from gpq_tf import settings as settings_module
+from gpq_tf.heads import gpq, recipe
+
+
+def settings(**changes):
+    return settings_module.resolve([f"--{k}={v}" for k, v in changes.items()], "no_such_config.py")
+
+
+def data(n_labelled=40, n_unlabelled=70):
+    """Images that carry their own number in every pixel, labels that follow from it."""
+    numbers = np.arange(n_labelled + n_unlabelled, dtype="uint8")
+    images = np.broadcast_to(numbers[:, None, None, None], (len(numbers), 8, 8, 3))
+    return types.SimpleNamespace(
+        labelled_images=images[:n_labelled],
+        labelled_labels=(numbers[:n_labelled] % 10).astype("int64"),
+        unlabelled_images=images[n_labelled:],
+    )
+
+
+def test_an_epoch_is_one_pass_over_the_labelled_images():
+    images = types.SimpleNamespace(labelled_labels=np.zeros(5000), unlabelled_images=np.zeros((54000, 1)))
+    assert gpq.steps_per_epoch(images, settings()) == 10
+    assert gpq.steps_per_epoch(images, settings(batch_size=300)) == 16
+    with pytest.raises(ValueError, match="Expected at most 5000.*Received: batch_size=5001"):
+        gpq.steps_per_epoch(images, settings(batch_size=5001))
+
+
+def test_a_batch_is_a_function_of_seed_and_step_alone():
+    first = gpq.draw_batch(data(), settings(batch_size=16, seed=3), step=7)
+    again = gpq.draw_batch(data(), settings(batch_size=16, seed=3), step=7)
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+    for other in ({"seed": 4, "step": 7}, {"seed": 3, "step": 8}):
+        batch = gpq.draw_batch(data(), settings(batch_size=16, seed=other["seed"]), other["step"])
+        assert (batch["images"] != first["images"]).any()
+        assert (batch["offsets"] != first["offsets"]).any()
+
+
+def test_a_batch_is_drawn_without_replacement_from_the_right_halves():
+    batch = gpq.draw_batch(data(), settings(batch_size=40), step=0)
+    numbers = batch["images"][:, 0, 0, 0]
+    assert sorted(numbers[:40]) == list(range(40))
+    assert len(set(numbers[40:])) == 40
+    assert numbers[40:].min() >= 40
+    np.testing.assert_array_equal(batch["labels"], numbers[:40] % 10)
+    assert (batch["images"].shape, batch["images"].dtype) == ((80, 8, 8, 3), np.uint8)
+    assert (batch["flips"].shape, batch["offsets"].shape) == ((80,), (80, 2))
+
+
+def test_every_image_is_drawn_equally_often():
+    counts = np.zeros(110)
+    for step in range(400):
+        np.add.at(counts, gpq.draw_batch(data(), settings(batch_size=10), step)["images"][:, 0, 0, 0], 1)
+    # 400 * 10 / 40 = 100 expected (deviation 8.7), and 400 * 10 / 70 = 57 (deviation 7): five deviations
+    assert np.abs(counts[:40] - 100).max() < 44
+    assert np.abs(counts[40:] - 4000 / 70).max() < 36
+
+
+def test_the_optimiser_is_the_originals():
+    optimizer = gpq.optimizer()
+    optimizer.build([keras.Variable(np.zeros(2, "float32"))])
+    assert (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon) == (0.5, 0.999, 1e-8)
+    assert optimizer._learning_rate.get_config() == gpq.learning_rate().get_config()
+    rates = [float(gpq.learning_rate()(step)) for step in (0, 99, 100, 250, 2999)]
+    np.testing.assert_allclose(rates, [2e-4, 2e-4, 1.9e-4, 2e-4 * 0.95**2, 2e-4 * 0.95**29], rtol=1e-6)
+
+
+def test_legacy_searches_with_raw_descriptors_and_codewords():
+    rng = np.random.default_rng(0)
+    raw = rng.normal(size=(5, 12)).astype("float32")
+    for legacy in (False, True):
+        head = gpq.GPQHead(n_book=3, n_word=4, len_code=4, n_classes=2, legacy=legacy)
+        head.build((None, 7))
+        lengths = np.linalg.norm(np.asarray(head.embed(raw)).reshape(5, 3, 4), axis=-1)
+        words = np.linalg.norm(head.search_codebook(), axis=-1)
+        if legacy:
+            np.testing.assert_array_equal(np.asarray(head.embed(raw)), raw)
+            assert np.abs(words - 1).max() > 0.1
+        else:
+            np.testing.assert_allclose(lengths, 1, atol=1e-6)
+            np.testing.assert_allclose(words, 1, atol=1e-6)
+
+
+def test_the_entropy_reaches_the_features_reversed():
+    """The prototypes lower the loss `ent`, the features of unlabelled images raise it."""
+    from gradients import value_and_gradients
+
+    head = gpq.GPQHead(n_book=2, n_word=4, len_code=3, n_classes=5)
+    head.build((None, 7))
+    rng = np.random.default_rng(1)
+    labelled, unlabelled = rng.normal(size=(2, 4, 6)).astype("float32")
+    labels = np.array([0, 1, 0, 3], "int32")
+
+    def entropy(features):
+        return head.losses_of(labelled, labels, features, alpha=20.0, beta=4.0, lam_1=0.1, lam_2=0.1)["ent"]
+
+    value, (gradient,) = value_and_gradients(entropy, [unlabelled], np.ones(()))
+    stepped, _ = value_and_gradients(entropy, [unlabelled - 0.05 * gradient], np.ones(()))
+    assert stepped > value
+
+
+def test_an_unknown_head_is_refused():
+    with pytest.raises(ValueError, match="Invalid head. Expected one of gpq. Received: head='cgd'"):
+        recipe("cgd")
