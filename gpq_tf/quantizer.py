@@ -5,6 +5,9 @@ from keras import ops
 
 from gpq_tf.ops import compiled, join_books, l2_normalize, split_books
 
+# Scores that differ by less than this, relative to the lengths of the two vectors, are equal up to float32 rounding.
+_ROUNDING = 1e-6
+
 
 def soft_assign(x, codebook, alpha):
     """Replace each sub-vector by a softmax-weighted mean of its book's codewords.
@@ -36,7 +39,7 @@ def soft_assign(x, codebook, alpha):
 
 
 def hard_assign(x, codebook, metric="cosine"):
-    """The nearest codeword of every book (GPQ, section 3.4; the lowest index wins ties).
+    """The nearest codeword of every book (GPQ, section 3.4; the lowest index wins ties, up to float32 rounding).
 
     Args:
         x: float (B, M * d).
@@ -57,15 +60,22 @@ def hard_assign(x, codebook, metric="cosine"):
         1
     """
     sub_vectors = _sub_vectors(x, codebook)
+    lengths = _lengths(sub_vectors)[..., None]
     if metric == "cosine":
         scores = ops.einsum("bmd,mkd->bmk", sub_vectors, l2_normalize(codebook))
+        rounding = _ROUNDING * lengths
     elif metric == "l2":
-        # ||x - c||^2 without ||x||^2, which is the same for every codeword
-        squared_lengths = ops.sum(ops.square(codebook), axis=-1)
-        scores = 2 * ops.einsum("bmd,mkd->bmk", sub_vectors, codebook) - squared_lengths
+        # -||x - c||^2 / 2 without ||x||^2 / 2, which is the same for every codeword
+        word_lengths = _lengths(codebook)
+        scores = ops.einsum("bmd,mkd->bmk", sub_vectors, codebook) - ops.square(word_lengths) / 2
+        rounding = _ROUNDING * word_lengths * (lengths + word_lengths)
     else:
         raise ValueError(f'Invalid metric. Expected "cosine" or "l2". Received: metric={metric!r}')
-    return ops.argmax(scores, axis=-1)
+    # argmax over k, but a matrix product may treat its last columns differently: the scores of two equal codewords can
+    # differ in the last place, and then the first of them is still to win.
+    worse = scores + rounding < ops.max(scores, axis=-1, keepdims=True)
+    n_word = codebook.shape[1]
+    return ops.min(ops.where(worse, n_word - 1, ops.arange(n_word, dtype="int32")), axis=-1)
 
 
 def decode(codes, codebook):
@@ -95,6 +105,10 @@ def decode(codes, codebook):
     # out[b, j] = codebook[j, codes[b, j]]: one look-up in the books laid end to end
     rows = ops.cast(codes, "int32") + n_word * ops.arange(n_book, dtype="int32")
     return join_books(ops.take(ops.reshape(codebook, (n_book * n_word, length)), rows, axis=0))
+
+
+def _lengths(vectors):
+    return ops.sqrt(ops.sum(ops.square(vectors), axis=-1))
 
 
 def _sub_vectors(x, codebook):

@@ -14,6 +14,7 @@ from gpq_tf import __main__ as commands
 from gpq_tf import load_model
 from gpq_tf.data.similarity import write_similarity
 from gpq_tf.network import RetrievalModel
+
 from small_data import coloured_data, coloured_images
 
 ROOT = Path(__file__).resolve().parents[1]

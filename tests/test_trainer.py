@@ -12,6 +12,7 @@ from gpq_tf import settings as settings_module
 from gpq_tf.convert import gpq_names
 from gpq_tf.heads import gpq
 from gpq_tf.network import RetrievalModel
+
 from small_data import coloured_data
 
 NARROW = 1 / 16
@@ -172,9 +173,7 @@ def _nan_from(training_losses, step):
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, data, monkeypatch):
     def poison(model, batch, chosen):
-        model.backbone.normalizations[0].moving_mean.assign(
-            model.backbone.normalizations[0].moving_mean * float("nan")
-        )
+        model.backbone.normalizations[0].moving_mean.assign(model.backbone.normalizations[0].moving_mean * float("nan"))
         zero = 0.0 * keras.ops.sum(model.head.prototypes)
         return {"loss": zero, "hash": zero, "cls": zero, "ent": zero}
 

@@ -11,11 +11,17 @@ from gpq_tf.convert import mat, tf_checkpoint
 def is_source(path):
     """Whether `path` names a file (or checkpoint prefix) of a kind that `convert` reads.
 
+    Args:
+        path: str or Path.
+
+    Returns:
+        bool. Only names are looked at: True says nothing about the content.
+
     Example:
         >>> is_source("no_such_file")
         False
     """
-    return tf_checkpoint.prefix_of(path) is not None or mat.find(path) is not None
+    return tf_checkpoint.find(path) is not None or mat.find(path) is not None
 
 
 def convert(source, n_book=None, legacy=False, architecture=None):
@@ -23,34 +29,41 @@ def convert(source, n_book=None, legacy=False, architecture=None):
 
     Args:
         source: str or Path: prefix of a TensorFlow 1 checkpoint of GPQ (or one of its files), or
-            ImageNet_pretrained.mat.
+            ImageNet_pretrained.mat (with or without ".mat").
         n_book: int M, or None to take it from the file's name or its sizes. It is in no file.
         legacy: bool, the model is to search as the original did.
         architecture: dict of RetrievalModel's arguments, used where the file says nothing (a .mat has no head).
 
     Returns:
-        (model, lines): RetrievalModel; list of str, one per variable: used (shape, to where) or ignored (why).
+        (model, lines): RetrievalModel; list of str, the sizes and where M comes from, then one line per variable:
+        used (shape, to where) or ignored (why).
 
     Raises:
-        ValueError: if the file does not exist, is damaged, or is of no known kind.
+        ValueError: if the source does not exist, is damaged, or is of no known kind, or n_book does not fit it.
+        OSError: if a file cannot be read.
+
+    Example:
+        >>> model, lines = convert("models/48bits_example.ckpt")  # doctest: +SKIP
+        >>> lines[0]  # doctest: +SKIP
+        "n_book = 12 (the 48 bits in the file's name), n_word = 16, len_code = 12, width_multiplier = 1"
     """
-    prefix = tf_checkpoint.prefix_of(source)
+    prefix = tf_checkpoint.find(source)
     if prefix is not None:
         return tf_checkpoint.convert(prefix, n_book, legacy)
     mat_file = mat.find(source)
     if mat_file is not None:
-        given = {**(architecture or {}), "legacy": legacy}
-        return mat.convert(mat_file, {**given, "n_book": n_book} if n_book else given)
-    path = Path(source)
-    if not path.exists():
-        received = "no such file"
-        if Path(f"{source}.data-00000-of-00001").exists() or Path(f"{source}.meta").exists():
-            received = f"a checkpoint without its index, {path.name}.index"
-    elif path.is_dir():
-        received = "a folder"
-    else:
-        received = "a file of another kind"
+        return mat.convert(mat_file, n_book, legacy, architecture)
     raise ValueError(
         f"Invalid source {str(source)!r}. Expected the prefix of a TensorFlow 1 checkpoint (its .index beside it) "
-        f"or a .mat file. Received: {received}"
+        f"or a .mat file. Received: {_what_is(source)}"
     )
+
+
+def _what_is(source):
+    path, prefix = Path(source), tf_checkpoint.without_suffix(source)
+    is_part = prefix != str(source) and path.exists()
+    if is_part or any(Path(prefix + end).exists() for end in (".meta", ".data-00000-of-00001")):
+        return f"a checkpoint without its index, {Path(prefix).name}.index"
+    if path.is_dir():
+        return "a folder"
+    return "a file of another kind" if path.exists() else "no such file"

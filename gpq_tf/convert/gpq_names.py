@@ -53,16 +53,22 @@ def statistics_targets(backbone):
 
 
 def head_targets(head):
-    """Legacy name -> (Keras variable, where) for the dense layer and the prototypes; Z is `books_of`'s."""
+    """Legacy name -> (Keras variable, where) for the dense layer, the prototypes and the codebook."""
     return {
         f"{SCOPE}/dense/kernel": (head.projection.kernel, "head/projection/kernel"),
         f"{SCOPE}/dense/bias": (head.projection.bias, "head/projection/bias"),
         "C": (head.prototypes, "head/prototypes"),
+        "Z": (head.quantizer.codebook, "head/quantizer/codebook"),
     }
 
 
 def books_of(matrix, n_book):
-    """The original's codebook (K, M * d) -> (M, K, d)."""
+    """The original's codebook (K, M * d) -> (M, K, d).
+
+    Example:
+        >>> books_of(np.arange(8).reshape(2, 4), n_book=2).tolist()
+        [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+    """
     return np.ascontiguousarray(matrix.reshape(len(matrix), n_book, -1).transpose(1, 0, 2))
 
 
@@ -79,13 +85,14 @@ def width_multiplier_of(source, shapes):
     Raises:
         ValueError: if a kernel is missing or the widths are not those of one multiplier.
     """
-    first = shapes.get(f"{SCOPE}/conv2d/kernel")
-    if first is None or len(first) != 4:
+    widest = shapes.get(f"{SCOPE}/conv2d_9/kernel", ())
+    if len(widest) != 4:
+        some = ", ".join(sorted(shapes)[:3]) + (", ..." if len(shapes) > 3 else "")
         raise ValueError(
-            f"Invalid file {source!r}. Expected GPQ's variables, {SCOPE}/conv2d/kernel (3, 3, 3, 64) among them. "
-            f"Received: {len(shapes)} variables, {_some(shapes)}"
+            f"Invalid file {source!r}. Expected GPQ's variables, {SCOPE}/conv2d_9/kernel (3, 3, 512, 512) among them. "
+            f"Received: {len(shapes)} variables{f', {some}' if some else ''}"
         )
-    multiplier = first[3] / vgg.BLOCKS[0][0]
+    multiplier = widest[3] / vgg.BLOCKS[3][2]  # of the last layer, where rounding changes it least
     before = 3
     for index, width in enumerate(width for block in vgg.widths(multiplier) for width in block):
         name = f"{SCOPE}/conv2d" + (f"_{index}" if index else "") + "/kernel"
@@ -93,19 +100,40 @@ def width_multiplier_of(source, shapes):
         if tuple(shapes.get(name, ())) != expected:
             raise ValueError(
                 f"Invalid file {source!r}. Expected {name} {expected}, GPQ's network at {multiplier:g} of its width. "
-                f"Received: {tuple(shapes[name]) if name in shapes else 'no such variable'}"
+                f"Received: {tuple(shapes[name]) if name in shapes else 'no such array'}"
             )
         before = width
     return multiplier
 
 
-def check_values(source, arrays):
-    """Refuse arrays that cannot be weights: formats without a checksum show a flipped exponent bit only here.
+def load(source, arrays, targets):
+    """Copy arrays into a model's variables, all or none.
+
+    Args:
+        source: str, names the file in errors.
+        arrays: dict of legacy name -> numpy array; may hold more than `targets`.
+        targets: dict of legacy name -> (Keras variable, where).
+
+    Returns:
+        list of str, a line for each target.
 
     Raises:
-        ValueError: naming the first array that is not float32 or float64, not finite, or holds a value above 1e6.
+        ValueError: if an array is missing, has another shape, or cannot be weights: not floats, not finite, or
+            holding a value of 1e6 or more. Formats without a checksum show a flipped bit only here.
     """
-    for name, values in arrays.items():
+    moves, lines = [], []
+    for name, (variable, where) in targets.items():
+        if name not in arrays:
+            raise ValueError(f"Invalid file {source!r}. Expected the variable {name}. Received: no such array")
+        values, shape = arrays[name], tuple(variable.shape)
+        line = f"used     {name} {values.shape} -> {where}"
+        if name == "Z":  # the only one that is stored in another order
+            n_book, n_word, length = shape
+            if values.shape == (n_word, n_book * length):
+                values = books_of(values, n_book)
+            line += f" {shape}"
+        if values.shape != shape:
+            raise ValueError(f"Invalid file {source!r}. Expected {name} {shape}. Received: {values.shape}")
         if values.dtype.kind != "f":
             raise ValueError(f"Invalid file {source!r}. Expected floats in {name}. Received: {values.dtype}")
         largest = np.abs(values).max(initial=0)
@@ -114,8 +142,25 @@ def check_values(source, arrays):
                 f"Invalid file {source!r}. Expected finite weights below 1e6 in {name}. Received: {largest}; "
                 "the file is damaged or its training had diverged"
             )
+        moves.append((variable, values.astype("float32")))
+        lines.append(line)
+    for variable, values in moves:
+        variable.assign(values)
+    return lines
 
 
-def _some(shapes):
-    names = sorted(shapes)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def sizes(model, why):
+    """The line about a converted model's sizes.
+
+    Args:
+        model: RetrievalModel.
+        why: str, where the number of books comes from.
+
+    Returns:
+        str.
+    """
+    own = model.architecture
+    return (
+        f"n_book = {own['n_book']} ({why}), n_word = {2 ** own['bn_word']}, len_code = {own['len_code']}, "
+        f"width_multiplier = {own['width_multiplier']:g}"
+    )

@@ -212,38 +212,50 @@ def _fields(message):
         yield number, value
 
 
+def _number(fields, number):
+    """A field that is to be an integer; one that is left out is 0."""
+    value = fields.get(number, 0)
+    if not isinstance(value, int):
+        raise ValueError(f"bytes where field {number} is a number")
+    return value
+
+
 def _n_shards(message):
     """Number of data files, from BundleHeaderProto."""
     fields = dict(_fields(message))
-    if fields.get(2, 0):
-        raise ValueError("numbers written by a big-endian machine")
-    n_shards = fields.get(1, 0)
-    if not isinstance(n_shards, int) or not 1 <= n_shards < 100_000:
+    n_shards = _number(fields, 1)
+    if not 1 <= n_shards < 100_000:
         raise ValueError(f"{n_shards} data files")
+    if _number(fields, 2):
+        raise ValueError("numbers written by a big-endian machine")
     return n_shards
 
 
 def _entry(prefix, key, message, n_shards):
-    """Entry from BundleEntryProto; a field that is left out is 0."""
+    """Entry from BundleEntryProto."""
     name = key.decode()
     # Names are printed; parts of partitioned variables have names that are no text.
     if not name.isprintable():
         raise ValueError(f"a variable's name that is no text, {name!r}")
-    fields = {1: 0, 2: b"", 3: 0, 4: 0, 5: 0, 6: 0, **dict(_fields(message))}
-    kind, shape, shard, offset, size, checksum = (fields[number] for number in range(1, 7))
-    if not isinstance(shape, bytes) or any(isinstance(number, bytes) for number in (kind, shard, offset, size, checksum)):
-        raise ValueError(f"{name} described by fields of other kinds")
-    # Each axis is a message within, whose first field is its length.
-    shape = tuple(dict(_fields(axis)).get(1, 0) for number, axis in _fields(shape) if number == 2)
-    dtype = TYPES.get(kind)
-    if len(shape) > _MOST_AXES:
-        raise ValueError(f"{name} with {len(shape)} axes")
+    fields = dict(_fields(message))
+    kind, shard, offset, size, checksum = (_number(fields, number) for number in (1, 3, 4, 5, 6))
+    shape, dtype = _shape(fields.get(2, b"")), TYPES.get(kind)
     if dtype and not 0 < size == np.dtype(dtype).itemsize * math.prod(shape):
         raise ValueError(f"{name} of shape {shape} in {size:,} bytes")
     if shard >= n_shards:
         raise ValueError(f"{name} in data file {shard} of {n_shards}")
     path = Path(f"{prefix}.data-{shard:05d}-of-{n_shards:05d}")
     return Entry(name, dtype, shape, path, offset, size, checksum)
+
+
+def _shape(message):
+    """tuple of int, from TensorShapeProto: its fields 2 are the axes, messages whose field 1 is the length."""
+    if not isinstance(message, bytes):
+        raise ValueError("a number where a shape is expected")
+    axes = [value for number, value in _fields(message) if number == 2]
+    if len(axes) > _MOST_AXES or any(isinstance(axis, int) for axis in axes):
+        raise ValueError("a shape that is none")
+    return tuple(_number(dict(_fields(axis)), 1) for axis in axes)
 
 
 def _check_sizes(entries):

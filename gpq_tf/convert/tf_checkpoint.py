@@ -1,29 +1,43 @@
-"""TensorFlow 1 checkpoints of GPQ (prefix.index, prefix.data-00000-of-00001), read with TensorFlow 2 only."""
+"""TensorFlow 1 checkpoints of GPQ (prefix.index, prefix.data-00000-of-00001)."""
 
-import math
+import numbers
 import re
 from pathlib import Path
 
-from gpq_tf.convert import gpq_names
+from gpq_tf.convert import gpq_names, tensor_bundle
 from gpq_tf.network import RetrievalModel
 
+# The variable by which checkpoints of TensorFlow 2's objects are known.
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
-def prefix_of(source):
-    """The checkpoint prefix that `source` means, or None: the prefix itself or one of its files (.index, .data, .meta).
+
+def without_suffix(source):
+    """The checkpoint prefix that `source` means: itself without .index, .meta or .data-00000-of-00001.
 
     Example:
-        >>> prefix_of("no_such.ckpt") is None
+        >>> without_suffix("models/20.ckpt.meta")
+        'models/20.ckpt'
+    """
+    return re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", str(source))
+
+
+def find(source):
+    """The checkpoint prefix that `source` means, or None when there is no such index.
+
+    Example:
+        >>> find("no_such.ckpt") is None
         True
     """
-    name = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", str(source))
-    return name if Path(f"{name}.index").is_file() else None
+    prefix = without_suffix(source)
+    return prefix if tensor_bundle.index_path(prefix).is_file() else None
 
 
 def convert(prefix, n_book=None, legacy=False):
     """Build a RetrievalModel from a TensorFlow 1 checkpoint of GPQ.
 
-    Train-time checkpoints (with Adam's slots) and those of the demo are both read. The number of books is in no
-    file: `n_book`, else the bits in the file's name divided by log2 K, else D / 12.
+    Train-time checkpoints (with Adam's slots) and those of the demo are both read. K, D, C and the width come from
+    the shapes. The number of books is in no file: `n_book`, else the bits in the file's name divided by log2 K, else
+    D / 12.
 
     Args:
         prefix: str, path without ".index".
@@ -31,119 +45,83 @@ def convert(prefix, n_book=None, legacy=False):
         legacy: bool, search as the original.
 
     Returns:
-        (model, lines): RetrievalModel; list of str, one per variable of the file and one about the books.
+        (model, lines): RetrievalModel; list of str, the sizes and where M comes from, then one line per variable.
 
     Raises:
-        ValueError: if the checkpoint is damaged, incomplete, or not GPQ's.
+        ValueError: if the checkpoint is damaged (the checksum of every variable is compared, also of those that are
+            not used), incomplete, or not GPQ's, or n_book does not divide D.
+        OSError: if a file cannot be read.
     """
-    shapes, read = _open(prefix)
+    entries = tensor_bundle.read_index(prefix)
+    if _OBJECT_GRAPH in entries:
+        raise ValueError(
+            f"Invalid checkpoint {prefix!r}. Expected one that TensorFlow 1's Saver wrote. "
+            "Received: one of TensorFlow 2's objects"
+        )
+    shapes = {name: entry.shape for name, entry in entries.items() if entry.dtype}
     width = gpq_names.width_multiplier_of(prefix, shapes)
-    for name in ("Z", "C", f"{gpq_names.SCOPE}/dense/kernel", f"{gpq_names.SCOPE}/dense/bias"):
-        if name not in shapes:
-            raise ValueError(f"Invalid checkpoint {prefix!r}. Expected the variable {name}. Received: none")
-    n_word, size = _codebook_shape(prefix, shapes["Z"])
-    n_book, why = _choose_n_book(prefix, n_book, n_word, size)
-    model = RetrievalModel(
-        n_book=n_book,
-        bn_word=int(math.log2(n_word)),
-        len_code=size // n_book,
-        n_classes=shapes["C"][0],
-        width_multiplier=width,
-        legacy=legacy,
-    )
+    n_word, size = _axes(prefix, shapes, "Z", "(K, M * d), K a power of two")
+    if n_word < 2 or n_word & (n_word - 1):
+        raise ValueError(f"Invalid checkpoint {prefix!r}. Expected Z of a power of two rows. Received: {n_word}")
+    n_classes, _ = _axes(prefix, shapes, "C", "(C, M * d)")
+    bn_word = n_word.bit_length() - 1
+    n_book, why = _choose_n_book(Path(prefix).name, n_book, bn_word, size)
+    arrays = {name: tensor_bundle.read(entry) for name, entry in entries.items() if entry.dtype}
+    try:
+        model = RetrievalModel(
+            n_book=n_book,
+            bn_word=bn_word,
+            len_code=size // n_book,
+            n_classes=n_classes,
+            width_multiplier=width,
+            legacy=legacy,
+        )
+    except ValueError as error:
+        raise ValueError(f"Invalid checkpoint {prefix!r}. Expected sizes that a model can have. {error}") from error
     targets = {
         **gpq_names.backbone_targets(model.backbone),
         **gpq_names.statistics_targets(model.backbone),
         **gpq_names.head_targets(model.head),
     }
-    missing = sorted(set(targets) - set(shapes))
-    if missing:
-        raise ValueError(f"Invalid checkpoint {prefix!r}. Expected the variable {missing[0]}. Received: none")
-    lines = [f"n_book = {n_book} ({why}), n_word = {n_word}, len_code = {size // n_book}, width {width:g}"]
-    arrays, moves = {}, []
-    for name in sorted(shapes):
-        shape = tuple(shapes[name])
-        if name == "Z":
-            arrays[name] = read(name)
-            books = (n_book, n_word, size // n_book)
-            moves.append((model.head.quantizer.codebook, gpq_names.books_of(arrays[name], n_book)))
-            lines.append(f"used     {name} {shape} -> head/quantizer/codebook {books}")
-        elif name in targets:
-            variable, where = targets[name]
-            if shape != tuple(variable.shape):
-                raise ValueError(
-                    f"Invalid checkpoint {prefix!r}. Expected {name} {tuple(variable.shape)}. Received: {shape}"
-                )
-            arrays[name] = read(name)
-            moves.append((variable, arrays[name]))
-            lines.append(f"used     {name} {shape} -> {where}")
-        else:
-            lines.append(f"ignored  {name} {shape}: {_why_ignored(name)}")
-    gpq_names.check_values(prefix, arrays)
-    for variable, values in moves:
-        variable.assign(values)
-    return model, lines
+    used = gpq_names.load(prefix, arrays, targets)
+    ignored = [
+        f"ignored  {name} {entry.shape}: {_why_ignored(name)}" for name, entry in entries.items() if name not in targets
+    ]
+    return model, [gpq_names.sizes(model, why), *used, *ignored]
 
 
-def _open(prefix):
-    """(shapes by name, function that reads one) of a checkpoint; sizes are checked against the files first."""
-    import tensorflow as tf
-
-    def failed(error):
-        first_line = str(error).strip().split("\n")[0]
-        return ValueError(f"Invalid checkpoint {prefix!r}. Expected a whole TensorFlow checkpoint. {first_line}")
-
-    # What TensorFlow raises for damaged files depends on where the damage is.
-    failures = (tf.errors.OpError, ValueError, RuntimeError, IndexError, KeyError, TypeError, OverflowError)
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-        shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
-        sizes = {name: dtype.size for name, dtype in reader.get_variable_to_dtype_map().items()}
-    except failures as error:
-        raise failed(error) from error
-    stored = sum(file.stat().st_size for file in Path(prefix).parent.glob(Path(prefix).name + ".data-*"))
-    claimed = sum(math.prod(shape) * sizes[name] for name, shape in shapes.items())
-    if claimed > stored:
+def _axes(prefix, shapes, name, expected):
+    """The two lengths of a matrix."""
+    if len(shapes.get(name, ())) != 2:
         raise ValueError(
-            f"Invalid checkpoint {prefix!r}. Expected data files of at least {claimed} bytes. Received: {stored} bytes"
+            f"Invalid checkpoint {prefix!r}. Expected {name} {expected}. Received: {shapes.get(name, 'no such array')}"
         )
-
-    def read(name):
-        try:
-            return reader.get_tensor(name)
-        except failures as error:
-            raise failed(error) from error
-
-    return shapes, read
+    return shapes[name]
 
 
-def _codebook_shape(prefix, shape):
-    if len(shape) != 2 or shape[0] < 2 or shape[0] & (shape[0] - 1):
-        raise ValueError(
-            f"Invalid checkpoint {prefix!r}. Expected Z (K, M * d), K a power of two. Received: {tuple(shape)}"
-        )
-    return shape
-
-
-def _choose_n_book(prefix, n_book, n_word, size):
-    """(M, where it comes from); the file knows only K and D = M * d."""
+def _choose_n_book(file_name, n_book, bn_word, size):
+    """(M, where it comes from) for D = size and 2 ** bn_word codewords a book."""
+    named = re.search(r"(\d+)[ _-]?bit", file_name)
+    bits = int(named[1]) if named else None
     if n_book is not None:
-        if n_book < 1 or size % n_book:
+        if not isinstance(n_book, numbers.Integral) or isinstance(n_book, bool) or n_book < 1 or size % n_book:
             raise ValueError(
-                f"Invalid n_book. Expected a positive integer dividing D={size}. Received: n_book={n_book}"
+                f"Invalid n_book. Expected a positive integer dividing D={size}. Received: n_book={n_book!r}"
             )
-        return n_book, "as given"
-    bits_a_book = int(math.log2(n_word))
-    named = re.search(r"(\d+)[ _-]?bits?", Path(prefix).name)
+        contradicted = named and bits != n_book * bn_word
+        return int(n_book), f"as given; the file's name says {bits} bits" if contradicted else "as given"
+    remark = ""
     if named:
-        bits = int(named[1])
-        if bits and bits % bits_a_book == 0 and size % (bits // bits_a_book) == 0:
-            return bits // bits_a_book, f"from {bits} bits in the file's name"
+        n_book, rest = divmod(bits, bn_word)
+        if n_book and not rest and size % n_book == 0:
+            return n_book, f"the {bits} bits in the file's name"
+        remark = f"; the {bits} bits in the file's name do not fit {bn_word} bits a book and D = {size}"
     if size % 12:
         raise ValueError(
-            f"Invalid n_book. Expected it to be given: it is not in {prefix!r}, and D={size} is not a multiple of 12"
+            f"Invalid n_book. Expected it to be given, since {file_name!r} does not say it and D={size} "
+            f"is no multiple of 12. Received: None{remark}"
         )
-    return size // 12, f"D / 12 of D = {size}; give --n_book if it is another"
+    return size // 12, f"D / 12 for D = {size}{remark}; give --n_book if it is another"
 
 
 def _why_ignored(name):

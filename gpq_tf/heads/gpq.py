@@ -174,7 +174,7 @@ def training_losses(model, batch, settings):
         dict of float scalars, see `GPQHead.losses_of`.
     """
     images = augment.flip_and_crop(vgg.preprocess(batch["images"]), batch["flips"], batch["offsets"])
-    size = settings.batch_size
+    size = batch["labels"].shape[0]
     labelled = model.describe(images[:size], training=True)
     unlabelled = model.describe(images[size:], training=True)
     weights = {name: getattr(settings, name) for name in ("alpha", "beta", "lam_1", "lam_2")}
