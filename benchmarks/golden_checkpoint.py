@@ -35,10 +35,9 @@ def main(arguments=None):
     parts = [pickles.load_cifar_batch(Path(options.data_dir, name), 10) for name in BATCHES]
     images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
     raw = models[True].embed(images)
-    codes = np.concatenate([np.asarray(models[True].head.encode(raw[i : i + 1000])) for i in range(0, len(raw), 1000)])
-    normalised = np.concatenate(
-        [np.asarray(models[False].head.embed(raw[i : i + 1000])) for i in range(0, len(raw), 1000)]
-    )
+    blocks = range(0, len(raw), 1000)
+    codes = np.concatenate([np.asarray(models[True].head.encode(raw[i : i + 1000])) for i in blocks])
+    normalised = np.concatenate([np.asarray(models[False].head.embed(raw[i : i + 1000])) for i in blocks])
 
     rows = []
     for legacy_split in (True, False):

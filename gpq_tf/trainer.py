@@ -110,7 +110,8 @@ def initial_model(settings):
     """
     model = RetrievalModel(**architecture_of(settings), dtype=settings.precision)
     if settings.init is not None:
-        return model, _copy_from(settings.init, model)
+        n_book = settings.n_book if "n_book" in settings.given else None
+        return model, _copy_from(settings.init, model, n_book)
     mat_file = mat.find(settings.ImageNet_pretrained_path)
     if mat_file is not None:
         mat.load_backbone(model.backbone, mat_file)
@@ -150,9 +151,9 @@ def _check(settings, data):
         )
 
 
-def _copy_from(source, model):
+def _copy_from(source, model, n_book):
     """Copy backbone and, where its sizes agree, head of another model; returns a line that says what was copied."""
-    other = convert.convert(source)[0] if convert.is_source(source) else load_model(source)
+    other = convert.convert(source, n_book)[0] if convert.is_source(source) else load_model(source)
     _assign_all(other.backbone, model.backbone, source)
     shapes = [[tuple(weight.shape) for weight in part.head.weights] for part in (other, model)]
     if shapes[0] == shapes[1]:

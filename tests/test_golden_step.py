@@ -192,13 +192,8 @@ def full_model(full):
             variable.assign(drawn[f"{name}:0"])
     sums = [np.float64(drawn[str(name)]).sum() for name in full["pretrained_names"]]
     np.testing.assert_allclose(sums, full["pretrained_sum"], rtol=1e-5, atol=1e-4)
-    for name, key in {
-        "Z": "Z",
-        "C": "C",
-        "Fixed_VGG/dense/kernel": "dense_kernel",
-        "Fixed_VGG/dense/bias": "dense_bias",
-    }.items():
-        set_value(model, name, full[f"init_{key}"])
+    for key in ("Z", "C", "dense_kernel", "dense_bias"):
+        set_value(model, FULL_NAMES[key], full[f"init_{key}"])
     return model
 
 
@@ -221,8 +216,10 @@ def test_full_width_three_steps(full, full_model):
     assert golden.worst(found, full["init_feature_test_L"]) < 3e-6
 
     found = gradients(model, batch)
+    # Two float32 programs: on the recorded features the same equations in float64 are 1.0e-5 (Z) and 1.2e-5 (C) away
+    # from the recorded gradients; our own rounding, and that of the features (1.3e-6), come on top.
     for key in ("Z", "C", "dense_kernel", "dense_bias"):
-        assert golden.worst(found[FULL_NAMES[key]], full[f"step1_grad_{key}"]) < 1e-5, key
+        assert golden.worst(found[FULL_NAMES[key]], full[f"step1_grad_{key}"]) < 4e-5, key
     # below the ReLUs a few of 8.6 million pre-activations fall on the other side of zero in other arithmetic
     for key in ("conv2d_kernel", "batch0_gamma", "batch3-2_beta"):
         assert relative_l2(found[FULL_NAMES[key]], full[f"step1_grad_{key}"]) < 4e-3, key

@@ -29,7 +29,7 @@ def test_an_epoch_is_one_pass_over_the_labelled_images():
     images = types.SimpleNamespace(labelled_labels=np.zeros(5000), unlabelled_images=np.zeros((54000, 1)))
     assert gpq.steps_per_epoch(images, settings()) == 10
     assert gpq.steps_per_epoch(images, settings(batch_size=300)) == 16
-    with pytest.raises(ValueError, match="Expected at most 5000.*Received: batch_size=5001"):
+    with pytest.raises(ValueError, match=r"Expected at most 5000.*Received: batch_size=5001"):
         gpq.steps_per_epoch(images, settings(batch_size=5001))
 
 
@@ -108,5 +108,5 @@ def test_the_entropy_reaches_the_features_reversed():
 
 
 def test_an_unknown_head_is_refused():
-    with pytest.raises(ValueError, match="Invalid head. Expected one of gpq. Received: head='cgd'"):
+    with pytest.raises(ValueError, match=r"Invalid head. Expected one of gpq. Received: head='cgd'"):
         recipe("cgd")

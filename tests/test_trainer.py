@@ -141,7 +141,7 @@ def test_the_start_is_another_model_when_asked(tmp_path):
 
 
 def test_a_start_that_was_asked_for_and_is_absent_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="Invalid ImageNet_pretrained_path. Expected a .mat file"):
+    with pytest.raises(ValueError, match=r"Invalid ImageNet_pretrained_path. Expected a .mat file"):
         trainer.initial_model(settings(tmp_path, ImageNet_pretrained_path=tmp_path / "nothing.mat"))
     with pytest.raises(ValueError, match="Invalid model"):
         trainer.initial_model(settings(tmp_path, init=tmp_path / "nothing.keras"))
@@ -178,7 +178,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, data, monkeypatch
         return {"loss": zero, "hash": zero, "cls": zero, "ent": zero}
 
     monkeypatch.setattr(gpq, "training_losses", poison)
-    with pytest.raises(trainer.Diverged, match="moving_mean is not finite after step 2 .epoch 1.; no model was saved"):
+    with pytest.raises(trainer.Diverged, match=r"moving_mean is not finite after step 2 .epoch 1.; no model was saved"):
         trainer.train(settings(tmp_path), data)
     assert not list(tmp_path.glob("*.keras"))
 

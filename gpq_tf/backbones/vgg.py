@@ -1,5 +1,7 @@
 """GPQ's feature extractor: ten 3x3 convolutions in four blocks (CVPR 2020, section 4.1; TensorFlow 1 program)."""
 
+import itertools
+
 import keras
 from keras import ops
 
@@ -47,7 +49,7 @@ def kernel_size(width_multiplier):
         7634880
     """
     flat = [3, *(width for block in widths(width_multiplier) for width in block)]
-    return sum(9 * before * after for before, after in zip(flat, flat[1:], strict=False))
+    return sum(9 * before * after for before, after in itertools.pairwise(flat))
 
 
 def preprocess(images):

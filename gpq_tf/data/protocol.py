@@ -101,10 +101,7 @@ def split_index(labels, n_classes, legacy=False):
     if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
         raise ValueError(f"Invalid labels. Expected 0..{n_classes - 1}. Received: {labels.min()}..{labels.max()}")
     n_labelled = len(labels) // LABELLED_SHARE
-    if legacy:
-        order = np.asarray(numpy116.argsort(labels.tolist()), np.int64)
-    else:
-        order = np.argsort(labels, kind="stable")
+    order = np.array(numpy116.argsort(labels.tolist())) if legacy else np.argsort(labels, kind="stable")
     is_query = np.arange(len(order)) % QUERY_STEP == 0
     rest = order[~is_query]
     if legacy:

@@ -1,0 +1,46 @@
+"""Turn a trained model into shipped weights: 16 bits, a name, a card.
+
+    python benchmarks/ship_weights.py models/gpq_48bits_300.keras cifar10-48bits-quarter --data_dir=./cifar10
+
+Writes gpq_tf/weights/NAME.keras and prints what models/README.md says of it: size, sha256, and the mAP on the embedded
+sample and on the whole of CIFAR-10, of the 32-bit model and of the 16-bit one.
+"""
+
+import argparse
+import hashlib
+import os
+from pathlib import Path
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "gpq_tf" / "weights"
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("name")
+    parser.add_argument("--data_dir", default="./cifar10")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+    from gpq_tf import data, load_model, retrieval
+
+    target = WEIGHTS / f"{options.name}.keras"
+    model = load_model(options.model)
+    # The folder that it was trained in means nothing to who loads it.
+    model.record["settings"] = {
+        name: value for name, value in model.record["settings"].items() if not name.endswith(("_path", "_dir"))
+    }
+    model.record["origin"] = model.record["origin"].replace("models/", "")
+    model.record["source"] = model.record["source"].split(" from ")[0]
+    model.save(target, weights_dtype="float16")
+    content = target.read_bytes()
+    print(f"{target.name}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+    for dataset in ("cifar10_sample", "cifar10_folder"):
+        images = data.load(dataset, options.data_dir)
+        for precision, path in (("32 bits", options.model), ("16 bits", target)):
+            score = retrieval.evaluate(load_model(path), images)["mAP"]
+            print(f"{dataset}, {precision}: mAP {score:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
