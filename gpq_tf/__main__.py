@@ -60,6 +60,8 @@ def train(arguments):
     from gpq_tf import data, trainer
     from gpq_tf import settings as settings_module
 
+    if settings.resume:
+        settings = trainer.settings_of_resumed(settings)
     _report(settings_module.describe(settings))
     images = data.load(settings.dataset, settings.data_dir, settings.download, settings.legacy)
     _report(images.source)

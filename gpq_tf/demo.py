@@ -8,7 +8,7 @@ from gpq_tf import convert, retrieval, visualize
 from gpq_tf import data as data_module
 from gpq_tf import settings as settings_module
 from gpq_tf.data.similarity import read_similarity
-from gpq_tf.network import load_model
+from gpq_tf.network import in_precision, load_model
 
 # What is evaluated where model_load_path names nothing.
 SHIPPED_MODEL = "cifar10-48bits-quarter"
@@ -34,8 +34,12 @@ def run(settings, report=None, progress=None, pictures=True):
     """
     report = report or (lambda line: None)
     model, name, notes = open_model(settings)
-    settings = _in_force(settings, model)
+    # What is printed and saved is what is in force: where nothing else was given, the model's own sizes.
+    fixed = settings_module.fixed_by(model.architecture)
+    own = {**fixed, "legacy": model.architecture["legacy"]}
+    settings = settings.completed({key: value for key, value in own.items() if key not in settings.given})
     report(settings_module.describe(settings))
+    settings_module.check_fixed(settings, fixed, name)
     for note in notes:
         report(note)
     data = data_module.load(settings.dataset, settings.data_dir, settings.download, settings.legacy)
@@ -77,7 +81,7 @@ def open_model(settings):
         (model, name, notes): RetrievalModel, str, list of str for the user.
 
     Raises:
-        ValueError: if there is no such model, it is damaged, or a given setting contradicts it.
+        ValueError: if there is no such model, or it is damaged.
     """
     source, notes = settings.model_load_path, []
     foreign = convert.is_source(source)
@@ -90,31 +94,11 @@ def open_model(settings):
     if foreign:
         n_book = settings.n_book if "n_book" in settings.given else None
         model, lines = convert.convert(source, n_book, bool(legacy))
+        model = in_precision(model, settings.precision)
         notes.append(f"converted: {lines[0]}")
     else:
         model = load_model(source, legacy, settings.precision)
-    for name, own in _own_settings(model).items():
-        if name != "legacy" and name in settings.given and getattr(settings, name) != own:
-            raise ValueError(
-                f"Invalid {name}. Expected {own}, which the model {source} has. Received: {name}="
-                f"{getattr(settings, name)}. Leave it out, or train such a model with train.py"
-            )
     return model, str(source), notes
-
-
-def _own_settings(model):
-    """What a model fixes, under the settings' names."""
-    own = dict(model.architecture)
-    own["n_CLASSES"] = own.pop("n_classes")
-    del own["seed"]  # the seed of its making; the demo's draws queries
-    return own
-
-
-def _in_force(settings, model):
-    own = _own_settings(model)
-    own["intn_word"] = 2 ** own["bn_word"]
-    own["n_bits"] = own["n_book"] * own["bn_word"]
-    return settings.replace(**own)
 
 
 def _queries_to_show(settings, n_queries):

@@ -2,26 +2,29 @@
 
 It is an ordinary Keras archive (config.json, metadata.json, model.weights.h5, nothing compressed) with one member more,
 gpq_tf.json: version of the format, the architecture, a record of the model's making, and the sha256 of the other
-members. Loading reads this member and the weights only; no class or function named in a file is ever imported.
+members. A model saved in training has training.safetensors as well, the optimiser's state. Loading reads these members
+and the weights only; no class or function named in a file is ever imported.
 """
 
 import hashlib
 import io
 import json
-import numbers
+import struct
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import keras
 import numpy as np
+import safetensors.numpy
 
 from gpq_tf import heads
 from gpq_tf.backbones import vgg
 from gpq_tf.files import replacing
 
 FORMAT_VERSION = 1
-_DESCRIPTION, _WEIGHTS = "gpq_tf.json", "model.weights.h5"
+_DESCRIPTION, _WEIGHTS, _TRAINING = "gpq_tf.json", "model.weights.h5", "training.safetensors"
 _LARGEST_DESCRIPTION = 4 * 2**20
 # A file may be larger than its weights: HDF5's own structures, and names.
 _LARGEST_OVERHEAD = 4 * 2**20
@@ -49,10 +52,10 @@ def check_architecture(architecture):
     heads.recipe(architecture["head"])
     for name, (low, high) in _INTEGER_RANGES.items():
         value = architecture[name]
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError(f"Invalid {name}. Expected an integer from {low} to {high}. Received: {name}={value!r}")
     width = architecture["width_multiplier"]
-    if isinstance(width, bool) or not isinstance(width, numbers.Real) or not 0 < width <= _LARGEST_WIDTH:
+    if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= _LARGEST_WIDTH:
         raise ValueError(
             f"Invalid width_multiplier. Expected a number above 0, at most {_LARGEST_WIDTH}. "
             f"Received: width_multiplier={width!r}"
@@ -76,6 +79,8 @@ def write(model, path, overwrite=True, weights_dtype="float32"):
         members = _keras_members(model)
         if weights_dtype == "float16":
             members[_WEIGHTS] = _in_half_precision(members[_WEIGHTS])
+        if model.training_state is not None:
+            members[_TRAINING] = safetensors.numpy.save(model.training_state)
         description = {
             "format": "gpq_tf model",
             "version": FORMAT_VERSION,
@@ -104,11 +109,14 @@ def read_description(path):
         ValueError: if the file is not a whole, unchanged model of a known version.
     """
     description, members = _verified(path)
-    architecture = description["architecture"]
+    architecture = description.get("architecture")
+    names = {"head", "width_multiplier", "legacy", *_INTEGER_RANGES}
+    if not isinstance(architecture, dict) or set(architecture) != names:
+        raise _damaged(path, f"a description of the network: {', '.join(sorted(names))}")
     try:
         check_architecture(architecture)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, f"a description of the network; {error!r} is missing or of the wrong type") from error
+    except ValueError as error:
+        raise _damaged(path, f"a network of this library. {error}") from error
     _check_size(path, architecture, members[_WEIGHTS], description.get("weights_dtype"))
     record = description.get("record")
     return architecture, record if isinstance(record, dict) else {}
@@ -125,48 +133,65 @@ def read_weights(model, path):
         copy = Path(folder, _WEIGHTS)
         copy.write_bytes(members[_WEIGHTS])
         try:
-            _check_hdf5(path, copy)
+            _check_hdf5(copy)
             model.load_weights(copy)
-        except (OSError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-            raise _damaged(path, f"weights of the network it describes; reading them gave: {error}") from error
-        except ValueError as error:
-            if str(path) in str(error):
-                raise
+        except Exception as error:  # HDF5 and Keras raise all kinds
             first_line = str(error).strip().split("\n")[0]
             raise _damaged(path, f"weights of the network it describes; {first_line}") from error
 
 
-def _verified(path):
-    """The description (dict) and the members (dict of bytes), after all checksums have been compared."""
-    path = Path(path)
+def read_training_state(path):
+    """What a run needs besides the weights to go on (see `training_state`), or None where the file has none.
+
+    Raises:
+        ValueError: if the file is not a whole, unchanged model of a known version.
+    """
+    _, members = _verified(path)
+    if _TRAINING not in members:
+        return None
     try:
-        with zipfile.ZipFile(path) as archive:
-            infos = {info.filename: info for info in archive.infolist()}
-            if _DESCRIPTION not in infos or _WEIGHTS not in infos:
-                raise _damaged(path, f"a model written by gpq-tf; it holds no {_DESCRIPTION} or no {_WEIGHTS}")
-            # Stored, not compressed: what a member claims cannot exceed the file.
-            claimed = sum(info.file_size for info in infos.values())
-            if claimed > path.stat().st_size or infos[_DESCRIPTION].file_size > _LARGEST_DESCRIPTION:
-                raise _damaged(path, f"members no larger than the file; they claim {claimed} bytes")
-            description = json.loads(archive.read(_DESCRIPTION))
-            if not isinstance(description, dict) or description.get("format") != "gpq_tf model":
-                raise _damaged(path, f"a model written by gpq-tf; {_DESCRIPTION} says otherwise")
-            if description.get("version") != FORMAT_VERSION:
-                raise _damaged(path, f"format version {FORMAT_VERSION}; it has {description.get('version')!r}")
-            checksums = description.get("sha256")
-            if not isinstance(checksums, dict) or set(infos) != {*checksums, _DESCRIPTION}:
-                raise _damaged(path, "the members that its description lists")
-            members = {name: archive.read(name) for name in checksums}
-    except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _damaged(path, f"a whole .keras archive; {error}") from error
-    except (NotImplementedError, RuntimeError, EOFError, KeyError, OSError) as error:
-        raise _damaged(path, f"a readable .keras archive; {error}") from error
+        return safetensors.numpy.load(members[_TRAINING])
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise _damaged(path, f"a training state in {_TRAINING}; {error}") from error
+
+
+def _verified(path):
+    """The description (dict) and the other members (dict of bytes), after all checksums have been compared."""
+    members = _read_archive(path)
+    if _DESCRIPTION not in members or _WEIGHTS not in members:
+        raise _damaged(path, f"a model written by gpq-tf; it holds no {_DESCRIPTION} or no {_WEIGHTS}")
+    content = members.pop(_DESCRIPTION)
+    if len(content) > _LARGEST_DESCRIPTION:
+        raise _damaged(path, f"at most {_LARGEST_DESCRIPTION} bytes of {_DESCRIPTION}; it has {len(content)}")
+    try:
+        description = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"JSON in {_DESCRIPTION}; {error}") from error
+    if not isinstance(description, dict) or description.get("format") != "gpq_tf model":
+        raise _damaged(path, f"a model written by gpq-tf; {_DESCRIPTION} says otherwise")
+    if description.get("version") != FORMAT_VERSION:
+        raise _damaged(path, f"format version {FORMAT_VERSION}; it has {description.get('version')!r}")
+    checksums = description.get("sha256")
+    if not isinstance(checksums, dict) or set(checksums) != set(members):
+        raise _damaged(path, "the members that its description lists")
     for name, content in members.items():
         if hashlib.sha256(content).hexdigest() != checksums[name]:
             raise _damaged(path, f"the sha256 that was saved with it; {name} has another")
-    if not isinstance(description.get("architecture"), dict):
-        raise _damaged(path, "a description of the network")
     return description, members
+
+
+def _read_archive(path):
+    """The members of a zip file, dict of name -> bytes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            # Stored, not compressed: what a member claims cannot exceed the file.
+            claimed = sum(info.file_size for info in infos)
+            if claimed > Path(path).stat().st_size or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+                raise zipfile.BadZipFile(f"members claim {claimed} bytes, more than it has, or are compressed")
+            return {info.filename: archive.read(info) for info in infos}
+    except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, RuntimeError, EOFError, OSError) as error:
+        raise _damaged(path, f"a whole .keras archive; {error}") from error
 
 
 def _check_size(path, architecture, weights, weights_dtype):
@@ -179,22 +204,28 @@ def _check_size(path, architecture, weights, weights_dtype):
         raise _damaged(path, f"weights for the network it describes, {n_values} values; they take {len(weights)} bytes")
 
 
-def _check_hdf5(path, weights_path):
-    """Refuse what an HDF5 file can do besides holding arrays: links to other files, compressed or virtual data."""
+def _check_hdf5(path):
+    """Refuse what an HDF5 file can do besides holding arrays: links, arrays that take less room than they claim."""
     import h5py
 
     def check(group):
         for name in group:
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise _damaged(path, f"plain arrays; {name} is a link")
+                raise ValueError(f"{group.name} holds a link, {name}")
             item = group[name]
             if isinstance(item, h5py.Group):
                 check(item)
-            elif item.is_virtual or item.external or item.compression or item.chunks or item.dtype.kind != "f":
-                raise _damaged(path, f"plain float arrays; {item.name} is not one")
+            elif not isinstance(item, h5py.Dataset) or item.dtype.kind != "f" or not _is_plain(item):
+                raise ValueError(f"{item.name} is no plain array of floats")
 
-    with h5py.File(weights_path, "r") as file:
+    with h5py.File(path, "r") as file:
         check(file)
+
+
+def _is_plain(dataset):
+    """Whether all values lie in the file, one after the other."""
+    elsewhere = dataset.is_virtual or dataset.external or dataset.chunks
+    return not elsewhere and dataset.id.get_storage_size() == dataset.nbytes
 
 
 def _keras_members(model):

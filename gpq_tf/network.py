@@ -68,9 +68,11 @@ class RetrievalModel(keras.Model):
             "seed": seed,
         }
         model_file.check_architecture(architecture)
-        super().__init__(**kwargs)
+        # Without a number behind the name, which the file would hold: equal models make equal files.
+        super().__init__(**{"name": "retrieval_model", **kwargs})
         self.architecture = architecture
         self.record = {}
+        self.training_state = None
         policy = self.dtype_policy
         self.backbone = vgg.VGG(width_multiplier, seed, dtype=policy, name="backbone")
         self.head = GPQHead(n_book, 2**bn_word, len_code, n_classes, legacy, seed + 100, dtype=policy, name="head")
@@ -112,7 +114,7 @@ class RetrievalModel(keras.Model):
             ValueError: if `images` has another shape or dtype.
         """
         width = self.architecture["n_book"] * self.architecture["len_code"]
-        return self._in_batches(self._embed, images, progress, np.empty((len(images), width), "float32"))
+        return self._in_batches(self._embed, images, progress, width, "float32")
 
     def encode(self, images, progress=None):
         """Codes of images: the nearest codeword of every book.
@@ -128,11 +130,12 @@ class RetrievalModel(keras.Model):
             ValueError: if `images` has another shape or dtype.
         """
         dtype = np.min_scalar_type(2 ** self.architecture["bn_word"] - 1)
-        codes = np.empty((len(images), self.architecture["n_book"]), dtype)
-        return self._in_batches(lambda batch: self.head.encode(self._describe(batch)), images, progress, codes)
+        n_book = self.architecture["n_book"]
+        return self._in_batches(lambda batch: self.head.encode(self._describe(batch)), images, progress, n_book, dtype)
 
-    def _in_batches(self, function, images, progress, out):
+    def _in_batches(self, function, images, progress, width, dtype):
         _check_images(images)
+        out = np.empty((len(images), width), dtype)
         starts = range(0, len(images), BATCH_SIZE)
         for start in progress(starts) if progress else starts:
             batch = np.asarray(images[start : start + BATCH_SIZE])
@@ -145,6 +148,9 @@ class RetrievalModel(keras.Model):
 
     def save(self, filepath, overwrite=True, weights_dtype="float32"):
         """Write the model as one checksummed .keras file, atomically.
+
+        With it go `record`, a dict about its making, and `training_state` (see gpq_tf.training_state) where it is not
+        None: train.py sets both. A loaded model has the record, but not the state.
 
         Args:
             filepath: str or Path ending in .keras.
@@ -194,6 +200,22 @@ def load_model(path_or_name, legacy=None, precision="float32"):
     model_file.read_weights(model, path)
     model.record = record
     return model
+
+
+def in_precision(model, precision):
+    """The same model, computing in another precision; `model` itself where that is its own.
+
+    Args:
+        model: RetrievalModel.
+        precision: "float32", "mixed_bfloat16" or "mixed_float16".
+    """
+    if model.dtype_policy.name == precision:
+        return model
+    other = RetrievalModel(**model.architecture, dtype=precision)
+    for old, new in zip(model.weights, other.weights, strict=True):
+        new.assign(old)
+    other.record = model.record
+    return other
 
 
 def find_model(path_or_name):

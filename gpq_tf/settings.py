@@ -100,6 +100,7 @@ FIELDS = {
     "precision": ("float32", _choice(*PRECISIONS)),
     "jit_compile": ("auto", _choice("auto", True, False)),
     "init": (None, _optional(_text)),
+    "resume": (None, _optional(_text)),
     "keep": (None, _optional(_integer(1, 10**6))),
     "query": (None, _optional(_integer(0, 10**9))),
     "n_pictures": (1, _integer(0, 10**4)),
@@ -108,6 +109,17 @@ _OLD_SPELLING, _SPELLING = "ImagNet_pretrained_path", "ImageNet_pretrained_path"
 _DERIVED = {
     "intn_word": ("2 ** bn_word", lambda values: 2 ** values["bn_word"]),
     "n_bits": ("n_book * bn_word", lambda values: values["n_book"] * values["bn_word"]),
+}
+
+
+# Settings that a trained model fixes, each with the name that RetrievalModel has for it.
+_FIXED_BY_MODEL = {
+    "head": "head",
+    "n_book": "n_book",
+    "bn_word": "bn_word",
+    "len_code": "len_code",
+    "n_CLASSES": "n_classes",
+    "width_multiplier": "width_multiplier",
 }
 
 
@@ -126,9 +138,11 @@ class Settings(types.SimpleNamespace):
         """dict of plain values, in the order of config.py."""
         return {name: getattr(self, name) for name in FIELDS}
 
-    def replace(self, **changes):
-        """A copy with some values changed; neither checked nor derived again."""
-        return Settings({**self.as_dict(), **changes}, self.given | set(changes))
+    def completed(self, values):
+        """A copy with some values changed (not checked) and the derived ones computed anew."""
+        changed = {**self.as_dict(), **values}
+        derived = {name: derive(changed) for name, (_, derive) in _DERIVED.items()}
+        return Settings({**changed, **derived}, self.given)
 
 
 def resolve(arguments=(), config_path="config.py"):
@@ -160,6 +174,25 @@ def resolve(arguments=(), config_path="config.py"):
     return Settings(values, {*from_file, *from_arguments} - set(_DERIVED))
 
 
+def fixed_by(architecture):
+    """What a model fixes, under the settings' names: a dict, from the dict of RetrievalModel's arguments."""
+    return {name: architecture[argument] for name, argument in _FIXED_BY_MODEL.items()}
+
+
+def check_fixed(settings, fixed, source):
+    """Refuse settings that were given and contradict a model: they would be ignored otherwise.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    for name, value in fixed.items():
+        if name in settings.given and getattr(settings, name) != value:
+            raise ValueError(
+                f"Invalid {name}. Expected {value}, which the model {source} has. "
+                f"Received: {name}={getattr(settings, name)}. Leave it out, or train such a model with train.py"
+            )
+
+
 def describe(settings):
     """The settings in force as text, a line each.
 
@@ -187,8 +220,19 @@ def load(path):
         stored = json.loads(Path(path).read_text())["settings"]
     except (OSError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"Invalid file {str(path)!r}. Expected settings as JSON. {error!r}") from error
+    return from_dict(stored, str(path))
+
+
+def from_dict(stored, source):
+    """Settings from a dict of values, which are checked as everywhere; what is not named has its default.
+
+    Raises:
+        ValueError: if a name is unknown or a value wrong; the message names `source`.
+    """
+    if not isinstance(stored, dict):
+        raise ValueError(f"Invalid settings ({source}). Expected names and values. Received: {type(stored).__name__}")
     defaults = {name: default for name, (default, _) in FIELDS.items()}
-    return Settings(_settle(defaults, _parse_all(stored, str(path)), str(path)))
+    return Settings(_settle(defaults, _parse_all(stored, source), source))
 
 
 def _read_config(path):

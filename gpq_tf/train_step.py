@@ -21,7 +21,8 @@ def make_step(model, losses_of, optimizer, jit=False):
     Raises:
         ValueError: if the backend is neither TensorFlow nor JAX.
     """
-    optimizer.build(model.trainable_variables)
+    if not optimizer.built:  # LossScaleOptimizer would make its variables a second time
+        optimizer.build(model.trainable_variables)
     backend = keras.backend.backend()
     if backend == "tensorflow":
         return compiled(_tensorflow_step(model, losses_of, optimizer), jit)

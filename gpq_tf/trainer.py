@@ -10,10 +10,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from gpq_tf import convert, heads, retrieval
+from gpq_tf import convert, heads, retrieval, training_state
 from gpq_tf import settings as settings_module
 from gpq_tf.convert import mat
-from gpq_tf.network import RetrievalModel, load_model
+from gpq_tf.model_file import read_description, read_training_state
+from gpq_tf.network import RetrievalModel, find_model, load_model
 from gpq_tf.train_step import make_step
 
 # The fixed subset on which training is watched: every 5th query, every 10th image of the gallery.
@@ -50,23 +51,21 @@ def train(settings, data, report=None, progress=None):
     _check(settings, data)
     recipe = heads.recipe(settings.head)
     steps_per_epoch = recipe.steps_per_epoch(data, settings)
-    model, origin = initial_model(settings)
+    total = settings.total_epochs * steps_per_epoch
+    optimizer = _optimizer(recipe, settings)
+    model, origin, done = _resumed(settings, optimizer, total) if settings.resume else (*initial_model(settings), 0)
     report(origin)
     rate = recipe.learning_rate()
     take_step = make_step(
-        model,
-        lambda batch: recipe.training_losses(model, batch, settings),
-        _optimizer(recipe, settings),
-        _use_jit(settings),
+        model, lambda batch: recipe.training_losses(model, batch, settings), optimizer, _use_jit(settings)
     )
     stem = Path(settings.model_save_path) / recipe.file_stem(settings)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    total = settings.total_epochs * steps_per_epoch
     saved = []
-    with _Log(f"{stem}.log.jsonl") as log, _closing(progress, total) as bar:
-        log.write(event="start", origin=origin, source=data.source, settings=settings.as_dict())
-        clock = _Clock(total, report)
-        for step in range(1, total + 1):
+    with _Log(f"{stem}.log.jsonl") as log, _closing(progress, total - done) as bar:
+        log.write(event="start", step=done, origin=origin, source=data.source, settings=settings.as_dict())
+        clock = _Clock(total - done, report)
+        for step in range(done + 1, total + 1):
             epoch = (step - 1) // steps_per_epoch + 1
             batch = recipe.draw_batch(data, settings, step - 1)
             losses = {name: float(value) for name, value in take_step(batch).items()}
@@ -75,7 +74,7 @@ def train(settings, data, report=None, progress=None):
             entry = {
                 **losses,
                 "lr": float(keras.ops.convert_to_numpy(rate(step - 1))),
-                "images_per_second": round(len(batch["images"]) / clock.tick(step), 1),
+                "images_per_second": round(len(batch["images"]) / clock.tick(), 1),
             }
             log.write(event="step", step=step, epoch=epoch, **entry)
             if bar is not None:
@@ -85,7 +84,7 @@ def train(settings, data, report=None, progress=None):
                 _check_finite(model, step, epoch, saved)
                 score = retrieval.evaluate(model, subset(data))["mAP"]
                 path = Path(f"{stem}_{epoch}.keras")
-                _save(model, path, settings, data, origin=origin, epoch=epoch, step=step, mAP_of_subset=score)
+                _save(model, optimizer, path, settings, data, origin, epoch=epoch, step=step, mAP_of_subset=score)
                 saved.append(path)
                 _drop_old(saved, settings.keep)
                 log.write(event="save", step=step, epoch=epoch, path=str(path), mAP_of_subset=score)
@@ -124,6 +123,27 @@ def initial_model(settings):
     return model, f"starting from scratch (seed {settings.seed})"
 
 
+def settings_of_resumed(settings):
+    """The settings with which a run goes on: those it was saved with, then what is given now.
+
+    A converted checkpoint knows its architecture only; the rest are the present settings.
+
+    Args:
+        settings: gpq_tf.settings.Settings whose `resume` names a model with a training state.
+
+    Returns:
+        gpq_tf.settings.Settings.
+
+    Raises:
+        ValueError: if there is no such model, or what is given contradicts its architecture.
+    """
+    architecture, record = read_description(find_model(settings.resume))
+    fixed = settings_module.fixed_by(architecture)
+    settings_module.check_fixed(settings, fixed, settings.resume)
+    before = settings_module.from_dict(record["settings"], settings.resume) if "settings" in record else settings
+    return before.completed({**{name: getattr(settings, name) for name in settings.given}, **fixed})
+
+
 def architecture_of(settings):
     """The arguments of RetrievalModel that settings give, a dict."""
     names = ("head", "n_book", "bn_word", "len_code", "width_multiplier", "legacy", "seed")
@@ -149,6 +169,25 @@ def _check(settings, data):
         raise ValueError(
             f"Invalid n_CLASSES. Expected the data's, {len(data.class_names)}. Received: n_CLASSES={settings.n_CLASSES}"
         )
+
+
+def _resumed(settings, optimizer, total):
+    """(model, line, steps done) of the run that settings.resume continues; the optimiser is filled."""
+    model = load_model(settings.resume, settings.legacy, settings.precision)
+    state = read_training_state(find_model(settings.resume))
+    if state is None:
+        raise ValueError(
+            f"Invalid resume {settings.resume!r}. Expected a model that train.py saved, or a converted checkpoint of "
+            "training. Received: a model without the optimiser's state; --init starts a new run from it"
+        )
+    optimizer.build(model.trainable_variables)
+    done = training_state.into_optimizer(state, optimizer)
+    if done >= total:
+        raise ValueError(
+            f"Invalid total_epochs. Expected more than the {done} steps that {settings.resume} has behind it. "
+            f"Received: total_epochs={settings.total_epochs}, {total} steps"
+        )
+    return model, f"resuming {settings.resume} after step {done}", done
 
 
 def _copy_from(source, model, n_book):
@@ -191,13 +230,15 @@ def _use_jit(settings):
     return len(tf.config.list_physical_devices("GPU")) == 1
 
 
-def _save(model, path, settings, data, **progress):
+def _save(model, optimizer, path, settings, data, origin, **progress):
     model.record = {
         **progress,
+        "origin": origin,
         "source": data.source,
         "class_names": list(data.class_names),
         "settings": settings.as_dict(),
     }
+    model.training_state = training_state.from_optimizer(optimizer, progress["step"])
     model.save(path)
     settings_module.save(settings, path.with_suffix(".json"), **progress)
 
@@ -255,18 +296,19 @@ class _Clock:
     """Seconds of each step, and once, after the first steps, a line about what the run will cost."""
 
     def __init__(self, total, report):
-        self._total, self._report, self._seconds = total, report, []
+        self._total, self._report, self._seconds, self._count = total, report, [], 0
         self.restart()
 
     def restart(self):
         self._last = time.perf_counter()
 
-    def tick(self, step):
+    def tick(self):
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
-        if step <= ESTIMATE_STEPS:
+        self._count += 1
+        if self._count <= ESTIMATE_STEPS:
             self._seconds.append(seconds)
-        if step == ESTIMATE_STEPS:
+        if self._count == ESTIMATE_STEPS:
             a_step = float(np.median(self._seconds[1:]))
             whole = duration(a_step * self._total)
             self._report(f"{a_step:.2g} s a step on this machine: {self._total} steps take about {whole}")

@@ -6,17 +6,21 @@ The other parts are the model's own weights and, since every draw is a function 
 import numpy as np
 from keras import ops
 
+STEP = "step"
 
-def from_optimizer(optimizer):
-    """The variables of a built optimiser as arrays.
+
+def from_optimizer(optimizer, step):
+    """The variables of a built optimiser as arrays, and the number of steps taken.
 
     Args:
         optimizer: keras.optimizers.Optimizer, built.
+        step: int, steps that the run has behind it.
 
     Returns:
         dict of str -> numpy array; the names do not depend on how many optimisers were made before.
     """
-    return dict(zip(_names(optimizer), map(ops.convert_to_numpy, optimizer.variables), strict=True))
+    arrays = map(np.asarray, map(ops.convert_to_numpy, optimizer.variables))
+    return {STEP: np.array(step, "int64"), **dict(zip(_names(optimizer), arrays, strict=True))}
 
 
 def into_optimizer(state, optimizer):
@@ -26,12 +30,15 @@ def into_optimizer(state, optimizer):
         state: dict of str -> numpy array.
         optimizer: keras.optimizers.Optimizer of the same kind, built on the same variables.
 
+    Returns:
+        int, the number of steps taken.
+
     Raises:
         ValueError: if names or shapes differ.
     """
     names = _names(optimizer)
-    if set(state) != set(names):
-        odd = sorted(set(state) ^ set(names))[0]
+    if set(state) != {STEP, *names}:
+        odd = sorted(set(state) ^ {STEP, *names})[0]
         raise ValueError(f"Invalid training state. Expected {len(names)} optimiser variables. Received: {odd} differs")
     for name, variable in zip(names, optimizer.variables, strict=True):
         if tuple(np.shape(state[name])) != tuple(variable.shape):
@@ -39,6 +46,7 @@ def into_optimizer(state, optimizer):
                 f"Invalid training state. Expected {name} {tuple(variable.shape)}. Received: {np.shape(state[name])}"
             )
         variable.assign(state[name])
+    return int(state[STEP])
 
 
 def slot_variables(optimizer, variable):

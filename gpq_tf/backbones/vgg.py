@@ -102,7 +102,7 @@ class VGG(keras.layers.Layer):
                     )
                 )
                 self.normalizations.append(DebiasedBatchNormalization(dtype=self.dtype_policy, name=f"norm_{name}"))
-        self.pool = keras.layers.MaxPooling2D(2, dtype=self.dtype_policy)
+        self.pool = keras.layers.MaxPooling2D(2, dtype=self.dtype_policy, name="pool")
 
     def build(self, input_shape):
         before = input_shape[-1]

@@ -127,7 +127,7 @@ def load(source, arrays, targets):
             raise ValueError(f"Invalid file {source!r}. Expected the variable {name}. Received: no such array")
         values, shape = arrays[name], tuple(variable.shape)
         line = f"used     {name} {values.shape} -> {where}"
-        if name == "Z":  # the only one that is stored in another order
+        if name.split("/")[0] == "Z":  # it and its slots are the only ones that are stored in another order
             n_book, n_word, length = shape
             if values.shape == (n_word, n_book * length):
                 values = books_of(values, n_book)

@@ -1,14 +1,18 @@
 """TensorFlow 1 checkpoints of GPQ (prefix.index, prefix.data-00000-of-00001)."""
 
+import math
 import numbers
 import re
 from pathlib import Path
 
+from gpq_tf import training_state
 from gpq_tf.convert import gpq_names, tensor_bundle
+from gpq_tf.heads import gpq
 from gpq_tf.network import RetrievalModel
 
 # The variable by which checkpoints of TensorFlow 2's objects are known.
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_BETA_2 = 0.999
 
 
 def without_suffix(source):
@@ -84,10 +88,39 @@ def convert(prefix, n_book=None, legacy=False):
         **gpq_names.head_targets(model.head),
     }
     used = gpq_names.load(prefix, arrays, targets)
+    used += _carry_training_state(prefix, model, arrays, targets)
+    named = {line.split()[1] for line in used}
     ignored = [
-        f"ignored  {name} {entry.shape}: {_why_ignored(name)}" for name, entry in entries.items() if name not in targets
+        f"ignored  {name} {entry.shape}: {_why_ignored(name)}" for name, entry in entries.items() if name not in named
     ]
     return model, [gpq_names.sizes(model, why), *used, *ignored]
+
+
+def _carry_training_state(prefix, model, arrays, targets):
+    """Give the model Adam's slots and step, if the checkpoint has all of them; returns a line for each.
+
+    The step follows from beta2_power, .999 to the power of one more than the steps taken: beta1_power, .5 to the same
+    power, underflows near step 149.
+    """
+    trained = {name: variable for name, (variable, _) in targets.items() if variable.trainable}
+    names = {f"{name}/{slot}" for name in trained for slot in ("Adam", "Adam_1")}
+    if not names | {"beta2_power"} <= set(arrays):
+        return []
+    power = float(arrays["beta2_power"])
+    if not 0 < power < 1:
+        raise ValueError(f"Invalid checkpoint {prefix!r}. Expected beta2_power between 0 and 1. Received: {power}")
+    step = round(math.log(power) / math.log(_BETA_2)) - 1
+    optimizer = gpq.optimizer()
+    optimizer.build(model.trainable_variables)
+    optimizer.iterations.assign(step)
+    slots = {}
+    for name, variable in trained.items():
+        mean, mean_square = training_state.slot_variables(optimizer, variable)
+        slots[f"{name}/Adam"] = mean, "training state, mean of the gradient"
+        slots[f"{name}/Adam_1"] = mean_square, "training state, mean of its square"
+    lines = gpq_names.load(prefix, arrays, slots)
+    model.training_state = training_state.from_optimizer(optimizer, step)
+    return [*lines, f"used     beta2_power () -> training state, step {step}"]
 
 
 def _axes(prefix, shapes, name, expected):
@@ -126,9 +159,11 @@ def _choose_n_book(file_name, n_book, bn_word, size):
 
 def _why_ignored(name):
     if name.endswith(("/Adam", "/Adam_1")):
-        return "Adam's slot; a model holds no optimiser state"
-    if name in ("beta1_power", "beta2_power"):
-        return "Adam's step counter; a model holds no optimiser state"
+        return "Adam's slot; the checkpoint does not hold all that is needed to go on"
+    if name == "beta1_power":
+        return "Adam's step counter, which underflows; beta2_power says the same"
+    if name == "beta2_power":
+        return "Adam's step counter; the checkpoint does not hold all that is needed to go on"
     if name == "is_training":
         return "a switch of tflearn that GPQ does not read"
     return "no variable of GPQ's network"
