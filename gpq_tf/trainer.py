@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import time
 import types
 from pathlib import Path
@@ -281,15 +282,17 @@ class _Log:
         self._path = path
 
     def __enter__(self):
-        self._file = open(self._path, "a")
+        self._file = open(self._path, "a+b", buffering=0)
+        # A run that was killed may have left half a line.
+        if self._file.tell() and os.pread(self._file.fileno(), 1, self._file.tell() - 1) != b"\n":
+            self._file.write(b"\n")
         return self
 
     def __exit__(self, *_):
         self._file.close()
 
     def write(self, **entry):
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        self._file.write(json.dumps(entry).encode() + b"\n")
 
 
 class _Clock:

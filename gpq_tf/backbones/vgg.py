@@ -46,7 +46,7 @@ def kernel_size(width_multiplier):
 
     Example:
         >>> kernel_size(1.0)
-        7634880
+        7632576
     """
     flat = [3, *(width for block in widths(width_multiplier) for width in block)]
     return sum(9 * before * after for before, after in itertools.pairwise(flat))

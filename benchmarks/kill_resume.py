@@ -1,0 +1,122 @@
+"""Kill a training run at random moments, resume it each time from its newest save, compare with a run left alone.
+
+    python benchmarks/kill_resume.py --kills=10
+
+Both runs are `python train.py` on the embedded sample, at 1/16 of the width, saving after every epoch. The killed one
+gets SIGKILL at a random moment of every life; whatever carries the name of a save must load. At the end every weight,
+every variable of the optimiser and the logged losses must be equal bit for bit. Prints a line per kill, writes JSON.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = ["--dataset=cifar10_sample", "--width_multiplier=0.0625", "--batch_size=250", "--save_term=1"]
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default=None)
+    options = parser.parse_args(arguments)
+    settings = [*SETTINGS, f"--total_epochs={options.epochs}", f"--precision={options.precision}"]
+    with tempfile.TemporaryDirectory() as folder:
+        whole, killed = Path(folder, "whole"), Path(folder, "killed")
+        start = time.time()
+        _wait(_train([*settings, f"--model_save_path={whole}"], folder), None)
+        seconds = time.time() - start
+        # Half of the kills or so are to hit training and its saves; a life that dies at start-up is of no use.
+        first_save = min(file.stat().st_mtime for file in whole.glob("gpq_*.keras")) - start
+        a_share = 2 * (seconds - first_save) / options.kills
+        rng, lives = random.Random(options.seed), []
+        while True:
+            newest = _newest(killed)
+            if newest and newest.stem.endswith(f"_{options.epochs}"):
+                break
+            resume = [f"--resume={newest}"] if newest else settings
+            limit = first_save + rng.uniform(-0.5, 1) * a_share if len(lives) < options.kills else None
+            finished = _wait(_train([*resume, f"--model_save_path={killed}"], folder), limit)
+            lives.append({"resumed_from": newest.name if newest else None, "killed": not finished})
+            leftovers = [file.name for file in killed.glob(".*")] if killed.is_dir() else []
+            lives[-1]["temporary_files_left"] = leftovers
+            print(lives[-1], flush=True)
+        result = {
+            "settings": settings,
+            "lives": lives,
+            "kills": sum(life["killed"] for life in lives),
+            **_compare(whole, killed, options.epochs),
+        }
+    print({name: value for name, value in result.items() if name not in ("settings", "lives")})
+    if options.out:
+        Path(options.out).write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _train(arguments, folder):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments], cwd=folder, env=environment, stdout=subprocess.DEVNULL
+    )
+
+
+def _wait(process, limit):
+    """Wait for a run, or kill it after `limit` seconds; whether it ended by itself."""
+    try:
+        status = process.wait(limit)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return False
+    if status:
+        raise SystemExit(f"train.py ended with status {status}")
+    return True
+
+
+def _newest(folder):
+    saves = sorted(folder.glob("gpq_*.keras"), key=lambda file: int(file.stem.rsplit("_", 1)[1]))
+    return saves[-1] if saves else None
+
+
+def _compare(whole, killed, epochs):
+    from gpq_tf import load_model
+    from gpq_tf.model_file import read_training_state
+
+    name = f"gpq_48bits_{epochs}.keras"
+    weights = [[np.asarray(weight) for weight in load_model(folder / name).weights] for folder in (whole, killed)]
+    states = [read_training_state(folder / name) for folder in (whole, killed)]
+    losses = [_losses(folder / "gpq_48bits.log.jsonl") for folder in (whole, killed)]
+    return {
+        "weights_equal": all(np.array_equal(a, b) for a, b in zip(*weights, strict=True)),
+        "optimiser_equal": all(np.array_equal(states[0][key], states[1][key]) for key in states[0]),
+        "losses_equal": losses[0] == losses[1],
+        "steps": len(losses[0]),
+    }
+
+
+def _losses(path):
+    """Step -> loss; a step that was taken again after a kill counts as it was logged last."""
+    found = {}
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the kill hit this line
+        if entry["event"] == "step":
+            found[entry["step"]] = entry["loss"]
+    return found
+
+
+if __name__ == "__main__":
+    main()

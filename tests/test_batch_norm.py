@@ -1,0 +1,188 @@
+"""Batch normalisation against its definition in float64: output, statistics step by step, gradients, precisions."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from gpq_tf.backbones.batch_norm import DebiasedBatchNormalization
+from gpq_tf.ops import batch_normalize
+
+import golden
+from golden import worst
+from gradients import value_and_gradients
+
+EPSILON = 1e-3
+
+
+def normals(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def statistics(x):
+    """Mean and population variance of every channel, float64, and the number of values."""
+    values = np.asarray(x, "float64").reshape(-1, x.shape[-1])
+    mean = values.mean(axis=0)
+    return mean, np.mean((values - mean) ** 2, axis=0), len(values)
+
+
+class Recurrence:
+    """The state after each update, as the docstring of the layer has it, in float64."""
+
+    def __init__(self, channels):
+        self.biased, self.moving_mean, self.local_step = np.zeros(channels), np.zeros(channels), 0
+        self.moving_variance = np.ones(channels)
+
+    def update(self, mean, variance, n, momentum=0.9):
+        self.biased = momentum * self.biased + (1 - momentum) * mean
+        self.local_step += 1
+        self.moving_mean = self.biased / (1 - momentum**self.local_step)
+        self.moving_variance = momentum * self.moving_variance + (1 - momentum) * variance * n / (n - 1)
+
+
+NAMES = ("moving_mean", "moving_variance", "biased", "local_step")
+
+
+def state_of(layer):
+    return {name: ops.convert_to_numpy(getattr(layer, name)) for name in NAMES}
+
+
+def layer_for(channels, **options):
+    layer = DebiasedBatchNormalization(**options)
+    layer.build((None, None, None, channels))
+    layer.gamma.assign(1 + 0.1 * normals(0, channels))
+    layer.beta.assign(normals(1, channels))
+    return layer
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 3, 6), (1, 2, 2, 1), (2, 1, 1, 7)])
+def test_training_normalises_by_the_batch(shape):
+    x = 3 * normals(2, *shape) + 5
+    layer = layer_for(shape[-1])
+    mean, variance, _ = statistics(x)
+    gamma, beta = (ops.convert_to_numpy(v).astype("float64") for v in (layer.gamma, layer.beta))
+    expected = gamma * (x - mean) / np.sqrt(variance + EPSILON) + beta
+    assert worst(layer(x, training=True), expected) < 1e-5
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.5])
+def test_statistics_follow_the_recurrence(momentum):
+    layer, expected = layer_for(6, momentum=momentum), Recurrence(6)
+    for step in range(12):
+        x = (1 + step) * normals(step, 3, 4, 2, 6) + step
+        layer(x, training=True)
+        expected.update(*statistics(x), momentum)
+        for name, values in state_of(layer).items():
+            assert worst(values, getattr(expected, name)) < 3e-6, (step, name)
+
+
+def test_the_mean_is_right_from_the_first_step_on():
+    layer = layer_for(2)
+    x = normals(3, 8, 2, 2, 2) + np.array([100, -7], "float32")
+    for _ in range(3):
+        layer(x, training=True)
+        assert worst(layer.moving_mean, statistics(x)[0]) < 1e-6
+
+
+def test_inference_uses_the_moving_statistics_and_changes_nothing():
+    layer = layer_for(3)
+    layer(2 * normals(4, 4, 3, 3, 3) - 1, training=True)
+    before = state_of(layer)
+    x = normals(5, 2, 3, 3, 3)
+    gamma, beta = (ops.convert_to_numpy(v).astype("float64") for v in (layer.gamma, layer.beta))
+    deviation = np.sqrt(before["moving_variance"].astype("float64") + EPSILON)
+    expected = gamma * (x - before["moving_mean"]) / deviation + beta
+    assert worst(layer(x), expected) < 1e-6
+    assert worst(layer(x[:1]), expected[:1]) < 1e-6  # whatever else is in the batch
+    for name, values in state_of(layer).items():
+        np.testing.assert_array_equal(values, before[name])
+
+
+def test_variance_is_bessel_corrected_for_the_statistics_only():
+    x = np.array([1.0, 3.0], "float32").reshape(2, 1, 1, 1)
+    y, mean, variance = batch_normalize(x, ops.ones(1), ops.zeros(1), EPSILON)
+    assert (float(mean[0]), float(variance[0])) == (2.0, 2.0)
+    np.testing.assert_allclose(np.asarray(y).ravel(), np.array([-1, 1]) / np.sqrt(1 + EPSILON), rtol=1e-6)
+
+
+def test_a_single_value_has_variance_zero():
+    y, mean, variance = batch_normalize(5 * ops.ones((1, 1, 1, 2)), ops.ones(2), ops.zeros(2), EPSILON)
+    assert np.asarray(y).ravel().tolist() == [0, 0]
+    assert np.asarray(mean).tolist() == [5, 5]
+    assert np.asarray(variance).tolist() == [0, 0]
+
+
+def test_a_large_mean_does_not_swallow_the_variance():
+    x = normals(6, 16, 4, 4, 2) + 1000
+    _, mean, variance = batch_normalize(x, ops.ones(2), ops.zeros(2), EPSILON)
+    expected_mean, expected_variance, n = statistics(x)
+    assert worst(mean, expected_mean) < 1e-6
+    assert worst(variance, expected_variance * n / (n - 1)) < 1e-3
+
+
+def test_gradients_in_training():
+    """With xhat = (x - m) / s: dx = gamma / s (g - mean(g) - xhat mean(g xhat)), dgamma = sum(g xhat), dbeta = sum(g)."""
+    x, g = normals(7, 4, 3, 2, 5) * 2 + 1, normals(8, 4, 3, 2, 5)
+    gamma, beta = 1 + 0.1 * normals(9, 5), normals(10, 5)
+    _, found = value_and_gradients(
+        lambda x, gamma, beta: batch_normalize(x, gamma, beta, EPSILON)[0], [x, gamma, beta], g
+    )
+    mean, variance, _ = statistics(x)
+    s = np.sqrt(variance + EPSILON)
+    xhat = (x - mean) / s
+    axes = (0, 1, 2)
+    expected = [
+        gamma / s * (g - g.mean(axis=axes) - xhat * np.mean(g * xhat, axis=axes)),
+        np.sum(g * xhat, axis=axes),
+        np.sum(g, axis=axes, dtype="float64"),
+    ]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert worst(ours, theirs) < 1e-5
+
+
+def test_gradients_in_inference():
+    layer = layer_for(3)
+    layer(2 * normals(11, 4, 3, 3, 3), training=True)
+    x, g = normals(12, 2, 3, 3, 3), normals(13, 2, 3, 3, 3)
+    _, (found,) = value_and_gradients(layer, [x], g)
+    gamma, variance = ops.convert_to_numpy(layer.gamma), ops.convert_to_numpy(layer.moving_variance)
+    assert worst(found, g * gamma / np.sqrt(variance + EPSILON)) < 1e-6
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_statistics_stay_float32_in_mixed_precision(precision):
+    x = 2 * normals(14, 8, 4, 4, 3) + 1
+    layer = layer_for(3, dtype=f"mixed_{precision}")
+    for training in (True, False):
+        assert keras.backend.standardize_dtype(layer(x, training=training).dtype) == precision
+    assert {keras.backend.standardize_dtype(weight.value.dtype) for weight in layer.weights} == {"float32"}
+    expected = Recurrence(3)
+    expected.update(*statistics(ops.convert_to_numpy(ops.cast(ops.cast(x, precision), "float32"))))
+    for name, values in state_of(layer).items():
+        assert worst(values, getattr(expected, name)) < 3e-6, name
+
+
+def test_what_is_trained_and_what_is_state():
+    layer = layer_for(3)
+    assert [weight.name for weight in layer.trainable_variables] == ["gamma", "beta"]
+    assert [weight.name for weight in layer.non_trainable_variables] == list(NAMES)
+    again = DebiasedBatchNormalization.from_config(DebiasedBatchNormalization(0.8, 0.01).get_config())
+    assert (again.momentum, again.epsilon) == (0.8, 0.01)
+
+
+@golden.needs_golden
+@pytest.mark.parametrize("name", ["batch0", "batch3-2"])
+@pytest.mark.parametrize("order", ["LU", "UL"])
+def test_the_originals_statistics_over_three_steps(name, order):
+    """Fed with the batch statistics of the original's two passes a step, the layer ends in the original's state."""
+    recorded = golden.load("step.npz")
+    layer = DebiasedBatchNormalization()
+    layer.build((None, None, None, len(recorded[f"step1_{name}_batch_mean_L"])))
+    for step in (1, 2, 3):
+        for half in order:
+            mean, variance = (recorded[f"step{step}_{name}_batch_{which}_{half}"] for which in ("mean", "var"))
+            n = int(recorded[f"{name}_count_{half}"])
+            layer._update(mean.astype("float32"), (variance * n / (n - 1)).astype("float32"))
+        if step in (1, 3):
+            for which, values in state_of(layer).items():
+                assert worst(values, recorded[f"{order}_step{step}_after_{name}_{which}"]) < 6e-6, which
