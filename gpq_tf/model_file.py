@@ -185,10 +185,12 @@ def _read_archive(path):
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-            # Stored, not compressed: what a member claims cannot exceed the file.
+            # Stored, not compressed: what the members claim cannot exceed the file.
             claimed = sum(info.file_size for info in infos)
-            if claimed > Path(path).stat().st_size or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-                raise zipfile.BadZipFile(f"members claim {claimed} bytes, more than it has, or are compressed")
+            if claimed > Path(path).stat().st_size:
+                raise zipfile.BadZipFile(f"its members claim {claimed} bytes, more than it has")
+            if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+                raise zipfile.BadZipFile("its members are compressed")
             return {info.filename: archive.read(info) for info in infos}
     except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, RuntimeError, EOFError, OSError) as error:
         raise _damaged(path, f"a whole .keras archive; {error}") from error
@@ -253,6 +255,8 @@ def _in_half_precision(weights):
                 made = new.require_group(name)
             else:
                 values = item[()]
+                if np.ndim(values) > 1 and np.abs(values).max(initial=0) > np.finfo("float16").max:
+                    raise ValueError(f"Invalid weights_dtype. Expected weights up to 65504. Received: more in {name}")
                 made = new.create_dataset(name, data=values.astype("float16") if np.ndim(values) > 1 else values)
             made.attrs.update(item.attrs)
 

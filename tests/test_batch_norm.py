@@ -121,7 +121,7 @@ def test_a_large_mean_does_not_swallow_the_variance():
 
 
 def test_gradients_in_training():
-    """With xhat = (x - m) / s: dx = gamma / s (g - mean(g) - xhat mean(g xhat)), dgamma = sum(g xhat), dbeta = sum(g)."""
+    """With h = (x - m) / s: dx = gamma / s (g - mean(g) - h mean(g h)), dgamma = sum(g h), dbeta = sum(g)."""
     x, g = normals(7, 4, 3, 2, 5) * 2 + 1, normals(8, 4, 3, 2, 5)
     gamma, beta = 1 + 0.1 * normals(9, 5), normals(10, 5)
     _, found = value_and_gradients(

@@ -220,13 +220,17 @@ def test_full_width_three_steps(full, full_model):
     # from the recorded gradients; our own rounding, and that of the features (1.3e-6), come on top.
     for key in ("Z", "C", "dense_kernel", "dense_bias"):
         assert golden.worst(found[FULL_NAMES[key]], full[f"step1_grad_{key}"]) < 4e-5, key
-    # below the ReLUs a few of 8.6 million pre-activations fall on the other side of zero in other arithmetic
+    # Below the ReLUs a few of 8.6 million pre-activations fall on the other side of zero in other arithmetic: 1 % of
+    # the largest, relative L2 4e-3, between the original and float64; ours is float32, with another few of its own.
     for key in ("conv2d_kernel", "batch0_gamma", "batch3-2_beta"):
-        assert relative_l2(found[FULL_NAMES[key]], full[f"step1_grad_{key}"]) < 4e-3, key
+        assert golden.worst(found[FULL_NAMES[key]], full[f"step1_grad_{key}"]) < 0.01, key
+        assert relative_l2(found[FULL_NAMES[key]], full[f"step1_grad_{key}"]) < 4e-3 * 2**0.5, key
 
     optimizer = gpq.optimizer()
     step = make_step(model, losses_function(model), optimizer)
-    tolerance = {1: 1e-6, 2: 7e-5, 3: 7e-4}
+    # Float64 is 7e-5 and 7e-4 away from the recorded losses of steps 2 and 3: these are the original's own rounding,
+    # multiplied by Adam's signs. Ours differ from them by 7.7e-5 (JAX), 8.4e-5 (Eigen) and 9.3e-5 (oneDNN) at step 2.
+    tolerance = {1: 1e-6, 2: 1e-4, 3: 7e-4}
     for number in (1, 2, 3):
         check_losses(step(batch), full, f"step{number}_", tolerance[number])
         for key, name in FULL_NAMES.items():
