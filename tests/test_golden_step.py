@@ -236,9 +236,10 @@ def test_full_width_three_steps(full, full_model):
         for key, name in FULL_NAMES.items():
             if f"step{number}_after_{key}" in full:
                 difference = np.abs(as_legacy(model, name) - full[f"step{number}_after_{key}"])
-                # an element whose tiny gradient changes sign moves by a learning rate the other way, each step
-                assert difference.max() <= 2.01 * number * LEARNING_RATE, (number, key)
-                assert np.mean(difference > 0.05 * LEARNING_RATE) < (0.01 if number == 1 else 0.2), (number, key)
+                # An element whose tiny gradient changes sign moves by a learning rate the other way, each step; on
+                # average they stay within hundredths of one (the first convolution's, .0035, .036 and .075).
+                assert difference.max() <= 2.05 * number * LEARNING_RATE, (number, key)
+                assert difference.mean() < {1: 0.01, 2: 0.08, 3: 0.15}[number] * LEARNING_RATE, (number, key)
         if number in (1, 3):
             for scope in ("batch0", "batch3-2"):
                 check_statistics(model, full, f"LU_step{number}_after_{scope}_", f"Fixed_VGG/{scope}", number)
