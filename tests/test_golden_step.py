@@ -263,7 +263,8 @@ def check_statistics(model, stored, prefix, scope, number):
         elif number == 1:
             assert golden.worst(found, expected) < 6e-6, name
         else:
-            assert np.abs(found - expected).max() < (3e-4 if scope.endswith("batch0") else 3e-2), name
+            # after two more steps the inputs differ by what the weights do, ten layers deep most of all
+            assert golden.worst(found, expected) < (3e-3 if scope.endswith("batch0") else 1e-2), name
 
 
 def test_learning_rates(full):
