@@ -63,7 +63,7 @@ def train(arguments):
     if settings.resume:
         settings = trainer.settings_of_resumed(settings)
     _report(settings_module.describe(settings))
-    images = data.load(settings.dataset, settings.data_dir, settings.download, settings.legacy)
+    images = data.load_for(settings)
     _report(images.source)
     _, path = trainer.train(settings, images, _report, _bar)
     _report(f"done: {path}")
@@ -76,9 +76,11 @@ def convert(arguments):
         raise ValueError(f"Invalid DST. Expected a name that ends in .keras. Received: {target!r}")
     _import_tensorflow_quietly()
     from gpq_tf import convert, trainer
+    from gpq_tf import settings as settings_module
 
     n_book = settings.n_book if "n_book" in settings.given else None
     model, lines = convert.convert(source, n_book, settings.legacy, trainer.architecture_of(settings))
+    settings_module.check_fixed(settings, settings_module.fixed_by(model.architecture), source)
     model.record = {"converted_from": os.path.basename(source), "legacy": settings.legacy}
     model.save(target)
     for line in lines:
@@ -88,7 +90,7 @@ def convert(arguments):
 
 def evaluate(arguments):
     (model, *folder), options = _positional(arguments, "MODEL", "[IMAGES]")
-    images = [f"--data_dir={folder[0]}", "--dataset=cifar10_folder"] if folder else []
+    images = [f"--data_dir={folder[0]}"] if folder else []
     settings = _settings([*options, f"--model_load_path={model}", *images])
     _import_tensorflow_quietly()
     from gpq_tf import demo
@@ -140,10 +142,12 @@ def _import_tensorflow_quietly():
         try:
             import keras
 
-            if keras.backend.backend() == "tensorflow":
+            # Keras imports TensorFlow later where it can, whatever the backend.
+            with contextlib.suppress(ImportError):
                 import tensorflow as tf
 
-                tf.config.list_physical_devices()  # looks for GPUs, and complains of none
+                if keras.backend.backend() == "tensorflow":
+                    tf.config.list_physical_devices()  # looks for GPUs, and complains of none
         except BaseException:
             noise.seek(0)
             with contextlib.suppress(OSError):

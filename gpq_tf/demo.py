@@ -1,5 +1,7 @@
 """The demo: encode a gallery, print the mAP, save ranked-list pictures."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from gpq_tf import data as data_module
 from gpq_tf import settings as settings_module
 from gpq_tf.data.similarity import read_similarity
 from gpq_tf.network import in_precision, load_model
+from gpq_tf.trainer import architecture_of
 
 # What is evaluated where model_load_path names nothing.
 SHIPPED_MODEL = "cifar10-48bits-quarter"
@@ -33,6 +36,8 @@ def run(settings, report=None, progress=None, pictures=True):
         OSError: if a file cannot be read or written.
     """
     report = report or (lambda line: None)
+    if pictures and not os.access(".", os.W_OK):  # better now than after all has been encoded
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(Path(f"{RESULT}.json").absolute()))
     model, name, notes = open_model(settings)
     # What is printed and saved is what is in force: where nothing else was given, the model's own sizes.
     fixed = settings_module.fixed_by(model.architecture)
@@ -42,7 +47,7 @@ def run(settings, report=None, progress=None, pictures=True):
     settings_module.check_fixed(settings, fixed, name)
     for note in notes:
         report(note)
-    data = data_module.load(settings.dataset, settings.data_dir, settings.download, settings.legacy)
+    data = data_module.load_for(settings)
     report(data.source)
     shown = _queries_to_show(settings, len(data.query_labels)) if pictures else []
     similarity = _similarity(settings, data)
@@ -53,7 +58,7 @@ def run(settings, report=None, progress=None, pictures=True):
     found = retrieval.evaluate(model, data, settings.n_DB, similarity, progress)
     for phase, seconds in found["seconds"].items():
         report(f"{phase}: {seconds:.1f} s")
-    report(f"{name} mAP: {found['mAP']:.4f}")
+    report(f"mAP: {found['mAP']:.4f}")
     for query in shown:
         path = f"{RESULT}_{query}.png"
         _draw(path, query, found, data, similarity)
@@ -93,9 +98,9 @@ def open_model(settings):
         notes.append(f"model: {source}")
     if foreign:
         n_book = settings.n_book if "n_book" in settings.given else None
-        model, lines = convert.convert(source, n_book, bool(legacy))
+        model, lines = convert.convert(source, n_book, bool(legacy), architecture_of(settings))
         model = in_precision(model, settings.precision)
-        notes.append(f"converted: {lines[0]}")
+        notes += [f"converted: {lines[0]}", *(line for line in lines if line.startswith("initialised"))]
     else:
         model = load_model(source, legacy, settings.precision)
     return model, str(source), notes

@@ -1,6 +1,7 @@
 """Writing files so that a half-written one never carries the final name."""
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -32,7 +33,13 @@ def replacing(path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
-    temporary.touch(exist_ok=False)  # with the permissions of any new file, unlike those of the tempfile module
+    try:
+        temporary.touch(exist_ok=False)  # with the permissions of any new file, unlike those of the tempfile module
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error  # the temporary name tells nobody anything
+    if path.is_dir():
+        temporary.unlink()
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     try:
         yield temporary
         _sync(temporary)

@@ -187,7 +187,10 @@ class PQIndex:
     def checked_queries(self, queries):
         """`queries` as float32 (Q, D), or ValueError, as in `search`."""
         with np.errstate(over="ignore"):  # float64 values above float32's become inf and are refused below
-            queries = np.asarray(queries).astype(np.float32)
+            queries = np.asarray(queries)
+            if queries.dtype.kind not in "fiub":
+                raise ValueError(f"Invalid queries. Expected real numbers. Received: dtype {queries.dtype}")
+            queries = queries.astype(np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.M * self.d:
             raise ValueError(
                 f"Invalid queries. Expected shape (Q, D={self.M * self.d}). Received: shape {queries.shape}"

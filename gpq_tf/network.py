@@ -192,6 +192,8 @@ def load_model(path_or_name, legacy=None, precision="float32"):
         >>> model = load_model("cifar10-48bits-quarter")  # doctest: +SKIP
         >>> codes = model.encode(images)  # doctest: +SKIP
     """
+    if legacy not in (None, True, False):
+        raise ValueError(f"Invalid legacy. Expected True, False or None. Received: legacy={legacy!r}")
     path = find_model(path_or_name)
     architecture, record = model_file.read_description(path)
     if legacy is not None:
@@ -224,6 +226,8 @@ def find_model(path_or_name):
     Raises:
         ValueError: if there is neither; the message lists the shipped names.
     """
+    if not isinstance(path_or_name, str | Path):
+        raise ValueError(f"Invalid model. Expected a path or a name. Received: {path_or_name!r}")
     path = Path(path_or_name)
     if path.suffix == ".keras" and path.is_file():
         return path

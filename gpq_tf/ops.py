@@ -141,7 +141,7 @@ def compiled(function, jit=True):
     """Compile a function of tensors for the backend in use.
 
     TensorFlow: tf.function, with XLA where `jit`. JAX: jax.jit, which is always XLA. Other backends: as it is.
-    The function must read variables only if the backend is TensorFlow; `stateless` serves both.
+    The function must read variables only if the backend is TensorFlow; `compiled_call` serves both.
 
     Args:
         function: callable on tensors, without side effects.

@@ -19,7 +19,7 @@ def _integer(low, high):
             raise ValueError
         return int(value)
 
-    parse.expected = f"an integer from {low} to {high}"
+    parse.expected = f"an integer from {low} to {high}" if low < high else str(low)
     return parse
 
 
@@ -138,11 +138,11 @@ class Settings(types.SimpleNamespace):
         """dict of plain values, in the order of config.py."""
         return {name: getattr(self, name) for name in FIELDS}
 
-    def completed(self, values):
-        """A copy with some values changed (not checked) and the derived ones computed anew."""
+    def completed(self, values, given=None):
+        """A copy with some values changed (not checked), the derived ones computed anew, and `given` as told."""
         changed = {**self.as_dict(), **values}
         derived = {name: derive(changed) for name, (_, derive) in _DERIVED.items()}
-        return Settings({**changed, **derived}, self.given)
+        return Settings({**changed, **derived}, self.given if given is None else given)
 
 
 def resolve(arguments=(), config_path="config.py"):
@@ -171,7 +171,8 @@ def resolve(arguments=(), config_path="config.py"):
     from_file = {name: value for name, value in from_file.items() if value != defaults[name]}
     from_arguments = _parse_all(_read_arguments(arguments), "the command line")
     values = _settle(values, from_arguments, "the command line")
-    return Settings(values, {*from_file, *from_arguments} - set(_DERIVED))
+    given = {*from_file, *from_arguments} - set(_DERIVED)
+    return Settings(values, given | {_OLD_SPELLING, _SPELLING} if given & {_OLD_SPELLING, _SPELLING} else given)
 
 
 def fixed_by(architecture):
@@ -241,13 +242,18 @@ def _read_config(path):
         return {}
     try:
         names = runpy.run_path(str(path))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = getattr(error, "lineno", None)
         where = f", line {line}" if line else ""
         raise ValueError(
             f"Invalid {path}. Expected lines `name = value`. Received{where}: {type(error).__name__}: {error}"
         ) from error
-    return {name: value for name, value in names.items() if name[0] != "_" and not isinstance(value, types.ModuleType)}
+    # What the file imports to compute its values with (modules, functions, classes) is no setting.
+    return {
+        name: value
+        for name, value in names.items()
+        if name[0] != "_" and not isinstance(value, types.ModuleType) and not callable(value)
+    }
 
 
 def _read_arguments(arguments):
@@ -266,8 +272,9 @@ def _parse_all(given, source):
     parsed = {}
     for name, value in given.items():
         if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0)
-            raise ValueError(f"Invalid setting {name!r} ({source}). Did you mean {near[0]!r}?")
+            folded = {field.lower(): field for field in FIELDS}
+            near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0)
+            raise ValueError(f"Invalid setting {name!r} ({source}). Did you mean {folded[near[0]]!r}?")
         parse = FIELDS[name][1]
         try:
             parsed[name] = parse(value)

@@ -1,6 +1,7 @@
 """The training loop: draw a batch, take a step, log it; measure and save every save_term epochs."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -49,12 +50,19 @@ def train(settings, data, report=None, progress=None):
         OSError: if a file cannot be written.
     """
     report = report or (lambda line: None)
+    if settings.resume:
+        settings = settings_of_resumed(settings)
     _check(settings, data)
     recipe = heads.recipe(settings.head)
     steps_per_epoch = recipe.steps_per_epoch(data, settings)
     total = settings.total_epochs * steps_per_epoch
     optimizer = _optimizer(recipe, settings)
-    model, origin, done = _resumed(settings, optimizer, total) if settings.resume else (*initial_model(settings), 0)
+    fingerprint = _fingerprint(data)
+    if settings.resume:
+        model, origin, done = _resumed(settings, optimizer, total, fingerprint)
+    else:
+        model, origin = initial_model(settings)
+        done = 0
     report(origin)
     rate = recipe.learning_rate()
     take_step = make_step(
@@ -62,7 +70,7 @@ def train(settings, data, report=None, progress=None):
     )
     stem = Path(settings.model_save_path) / recipe.file_stem(settings)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    saved = []
+    saves = _Saves(stem, settings, done // steps_per_epoch, report)
     with _Log(f"{stem}.log.jsonl") as log, _closing(progress, total - done) as bar:
         log.write(event="start", step=done, origin=origin, source=data.source, settings=settings.as_dict())
         clock = _Clock(total - done, report)
@@ -71,7 +79,7 @@ def train(settings, data, report=None, progress=None):
             batch = recipe.draw_batch(data, settings, step - 1)
             losses = {name: float(value) for name, value in take_step(batch).items()}
             if not math.isfinite(losses["loss"]):
-                raise Diverged(_diverged(f"Loss is {losses['loss']} at step {step}", epoch, saved))
+                raise Diverged(_diverged(f"Loss is {losses['loss']} at step {step}", epoch, saves.last_good))
             entry = {
                 **losses,
                 "lr": float(keras.ops.convert_to_numpy(rate(step - 1))),
@@ -82,16 +90,24 @@ def train(settings, data, report=None, progress=None):
                 bar.set_postfix({name: f"{value:.4g}" for name, value in entry.items()}, refresh=False)
                 bar.update(1)
             if step % steps_per_epoch == 0 and (epoch % settings.save_term == 0 or epoch == settings.total_epochs):
-                _check_finite(model, step, epoch, saved)
+                _check_finite(model, step, epoch, saves.last_good)
                 score = retrieval.evaluate(model, subset(data))["mAP"]
-                path = Path(f"{stem}_{epoch}.keras")
-                _save(model, optimizer, path, settings, data, origin, epoch=epoch, step=step, mAP_of_subset=score)
-                saved.append(path)
-                _drop_old(saved, settings.keep)
+                model.record = {
+                    "epoch": epoch,
+                    "step": step,
+                    "mAP_of_subset": score,
+                    "origin": origin,
+                    "source": data.source,
+                    "data_sha256": fingerprint,
+                    "class_names": list(data.class_names),
+                    "settings": settings.as_dict(),
+                }
+                model.training_state = training_state.from_optimizer(optimizer, step)
+                path = saves.save(model, epoch)
                 log.write(event="save", step=step, epoch=epoch, path=str(path), mAP_of_subset=score)
                 report(f"epoch {epoch}: loss {losses['loss']:.4f}, mAP of the subset {score:.4f}, saved {path}")
                 clock.restart()
-    return model, saved[-1]
+    return model, saves.last_good
 
 
 def initial_model(settings):
@@ -142,7 +158,8 @@ def settings_of_resumed(settings):
     fixed = settings_module.fixed_by(architecture)
     settings_module.check_fixed(settings, fixed, settings.resume)
     before = settings_module.from_dict(record["settings"], settings.resume) if "settings" in record else settings
-    return before.completed({**{name: getattr(settings, name) for name in settings.given}, **fixed})
+    given = {name: getattr(settings, name) for name in settings.given}
+    return before.completed({"legacy": architecture["legacy"], **given, **fixed}, settings.given)
 
 
 def architecture_of(settings):
@@ -172,7 +189,7 @@ def _check(settings, data):
         )
 
 
-def _resumed(settings, optimizer, total):
+def _resumed(settings, optimizer, total, fingerprint):
     """(model, line, steps done) of the run that settings.resume continues; the optimiser is filled."""
     model = load_model(settings.resume, settings.legacy, settings.precision)
     state = read_training_state(find_model(settings.resume))
@@ -180,6 +197,11 @@ def _resumed(settings, optimizer, total):
         raise ValueError(
             f"Invalid resume {settings.resume!r}. Expected a model that train.py saved, or a converted checkpoint of "
             "training. Received: a model without the optimiser's state; --init starts a new run from it"
+        )
+    if model.record.get("data_sha256", fingerprint) != fingerprint:
+        raise ValueError(
+            f"Invalid data. Expected the images that {settings.resume} was trained on: {model.record.get('source')}. "
+            "Received: others; --init starts a new run from it"
         )
     optimizer.build(model.trainable_variables)
     done = training_state.into_optimizer(state, optimizer)
@@ -231,38 +253,59 @@ def _use_jit(settings):
     return len(tf.config.list_physical_devices("GPU")) == 1
 
 
-def _save(model, optimizer, path, settings, data, origin, **progress):
-    model.record = {
-        **progress,
-        "origin": origin,
-        "source": data.source,
-        "class_names": list(data.class_names),
-        "settings": settings.as_dict(),
-    }
-    model.training_state = training_state.from_optimizer(optimizer, progress["step"])
-    model.save(path)
-    settings_module.save(settings, path.with_suffix(".json"), **progress)
+class _Saves:
+    """The models of one run: what was saved last, and which are the oldest where only some are to be kept."""
+
+    def __init__(self, stem, settings, epoch_of_resume, report):
+        self._stem, self._settings = stem, settings
+        by_epoch = {}
+        for path in stem.parent.glob(f"{stem.name}_*.keras"):
+            epoch = path.stem.removeprefix(f"{stem.name}_")
+            if epoch.isdecimal():
+                by_epoch[int(epoch)] = path
+        earlier = [by_epoch[epoch] for epoch in sorted(by_epoch) if epoch <= epoch_of_resume]
+        # A resumed run goes on with its own saves; a new one has none, whatever lies in the folder.
+        self._paths = earlier if settings.resume else []
+        self.last_good = Path(settings.resume) if settings.resume else None
+        others = len(by_epoch) - len(self._paths)
+        if others:
+            report(f"{stem.parent} holds {others} models of another run: those of the same epochs will be replaced")
+
+    def save(self, model, epoch):
+        path = Path(f"{self._stem}_{epoch}.keras")
+        model.save(path)
+        settings_module.save(
+            self._settings, path.with_suffix(".json"), epoch=epoch, mAP_of_subset=model.record["mAP_of_subset"]
+        )
+        self.last_good = path
+        self._paths.append(path)
+        while self._settings.keep is not None and len(self._paths) > self._settings.keep:
+            oldest = self._paths.pop(0)
+            oldest.unlink(missing_ok=True)
+            oldest.with_suffix(".json").unlink(missing_ok=True)
+        return path
 
 
-def _check_finite(model, step, epoch, saved):
+def _fingerprint(data):
+    """sha256 of the images and labels that training sees: a resumed run must see the same."""
+    digest = hashlib.sha256()
+    for array in (data.labelled_images, data.labelled_labels, data.unlabelled_images):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _check_finite(model, step, epoch, last_good):
     for weight in model.weights:
         if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
-            raise Diverged(_diverged(f"{weight.path} is not finite after step {step}", epoch, saved))
+            raise Diverged(_diverged(f"{weight.path} is not finite after step {step}", epoch, last_good))
 
 
-def _diverged(what, epoch, saved):
-    last = f"the last good model is {saved[-1]}" if saved else "no model was saved yet"
+def _diverged(what, epoch, last_good):
+    last = f"the last good model is {last_good}" if last_good else "no model was saved yet"
     return (
         f"{what} (epoch {epoch}); {last}. Try --precision=float32, smaller alpha or beta, smaller lam_1 and lam_2, "
         "or another --init"
     )
-
-
-def _drop_old(saved, keep):
-    while keep is not None and len(saved) > keep:
-        oldest = saved.pop(0)
-        oldest.unlink(missing_ok=True)
-        oldest.with_suffix(".json").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -39,7 +39,10 @@ def into_optimizer(state, optimizer):
     names = _names(optimizer)
     if set(state) != {STEP, *names}:
         odd = sorted(set(state) ^ {STEP, *names})[0]
-        raise ValueError(f"Invalid training state. Expected {len(names)} optimiser variables. Received: {odd} differs")
+        raise ValueError(
+            f"Invalid training state. Expected {len(names)} optimiser variables. Received: {odd} differs; "
+            "was it saved in another precision?"
+        )
     for name, variable in zip(names, optimizer.variables, strict=True):
         if tuple(np.shape(state[name])) != tuple(variable.shape):
             raise ValueError(

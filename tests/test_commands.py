@@ -67,7 +67,7 @@ def test_demo_prints_the_map_and_writes_pictures(here, model, cifar_folder, caps
     assert "\nwidth_multiplier = 0.03125\n" in printed  # the model's own, not the default
     for phase in ("encode gallery", "embed queries", "rank and score"):
         assert re.search(rf"^{phase}: [\d.]+ s$", printed, re.MULTILINE)
-    score = float(re.search(r"mAP: (\d\.\d{4})$", printed, re.MULTILINE)[1])
+    score = float(re.search(r"^mAP: (\d\.\d{4})$", printed, re.MULTILINE)[1])
     pictures = sorted(here.glob("retrieval_result_*.png"))
     assert len(pictures) == 2
     assert here / "retrieval_result_3.png" in pictures
@@ -141,6 +141,9 @@ def test_config_py_of_the_current_folder_counts(here, cifar_folder, capsys):
         (["demo", "--model_load_path=small.keras", "--query=200"], "Expected 0 to 199"),
         (["demo", "--model_load_path=small.keras", "--n_pictures=201"], "Expected at most 200"),
         (["demo", "--model_load_path=small.keras", "--dataset=cifar10_folder"], "batches.meta"),
+        (["demo", "--model_load_path=small.keras", "--data_dir=~/cifar10"], "Invalid data_dir '~/cifar10'"),
+        (["demo", "--model_load_path=small.keras", "--image_size=64"], "Invalid image_size. Expected the data's"),
+        (["evaluate", "small.keras", "nowhere"], "Invalid data_dir 'nowhere'"),
         (["demo", "--model_load_path=small.keras", "--dataset=cifar10_tfds"], "--download=True"),
         (["demo", "--model_load_path=small.keras", "--cifar10_label_sim_path=no.mat"], "no.mat"),
         (["train", "--batch_size=2000"], "Expected at most 1000"),
@@ -181,6 +184,54 @@ def test_without_a_model_the_shipped_one_is_shown_and_the_sample_announced(here,
     # what models/README.md's card says of the sample
     assert float(re.search(r"mAP: (.*)", printed)[1]) > 0.4
     assert len(list(here.glob("retrieval_result_*.png"))) == 1
+
+
+def test_a_home_that_is_missing_or_closed_holds_no_data(here, monkeypatch):
+    from gpq_tf.data import cifar10
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    def closed(self, pattern):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "home", no_home)
+        assert len(cifar10.load().query_labels) == 200
+    monkeypatch.setattr(Path, "glob", closed)
+    assert len(cifar10.load().query_labels) == 200
+
+
+def test_a_mat_file_as_model_says_that_its_head_is_drawn(here, cifar_folder, capsys):
+    from gpq_files import backbone_arrays, write_mat
+
+    write_mat("pretrained.mat", backbone_arrays())
+    assert (
+        run("demo", "--model_load_path=pretrained.mat", f"--data_dir={cifar_folder}", "--n_pictures=0", "--seed=4") == 0
+    )
+    printed = capsys.readouterr().out
+    assert re.search(r"^initialised .* seed 4", printed, re.MULTILINE)
+
+
+def test_convert_refuses_settings_that_the_file_contradicts(here, capsys):
+    from gpq_files import checkpoint_arrays, write_checkpoint
+
+    write_checkpoint("20.ckpt", checkpoint_arrays())
+    assert run("convert", "20.ckpt", "x.keras", "--n_book=3", "--bn_word=8") == 2
+    assert "Invalid bn_word. Expected 2, which the model 20.ckpt has. Received: bn_word=8" in error_of(
+        capsys.readouterr()
+    )
+    assert not Path("x.keras").exists()
+    assert run("convert", "20.ckpt", "x.keras", "--n_book=3", "--bn_word=2") == 0
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(here, model, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert run("demo", f"--model_load_path={model}") == 2
+    captured = capsys.readouterr()
+    assert "Permission denied" in error_of(captured)
+    assert "retrieval_result.json" in captured.err
+    assert captured.out == ""
 
 
 @pytest.mark.parametrize("script", ["Demo.py", "train.py"])

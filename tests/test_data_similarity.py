@@ -64,12 +64,12 @@ def test_the_papers_size_is_small_on_disk(tmp_path):
 @pytest.mark.parametrize(
     ("stored", "name", "message"),
     [
-        (MATRIX.T.copy(), "label_Similarity", r"of shape \(2, 3\)\. Found: .*'label_Similarity': \(3, 2\)"),
-        (MATRIX, "similarity", r"of shape \(2, 3\)\. Found: .*'similarity': \(2, 3\)"),
+        (MATRIX.T.copy(), "label_Similarity", r"of shape \(2, 3\)\. Found: \(3, 2\)"),
+        (MATRIX, "similarity", r"of shape \(2, 3\)\. Found: similarity, other"),
         (MATRIX * 2, "label_Similarity", "of 0 and 1. Found: other values"),
         (np.full((2, 3), np.nan), "label_Similarity", "of 0 and 1. Found: other values"),
         (scipy.sparse.csc_matrix(MATRIX * 0.5), "label_Similarity", "of 0 and 1. Found: other values"),
-        (np.full((2, 3), "x", object), "label_Similarity", r"Found: {'other'"),
+        (np.full((2, 3), "x", object), "label_Similarity", "Found: other"),
     ],
 )
 def test_refuses_other_matrices(tmp_path, stored, name, message):

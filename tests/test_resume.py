@@ -69,6 +69,43 @@ def test_what_cannot_go_on_says_why(tmp_path, data):
         trainer.settings_of_resumed(settings(tmp_path, resume=tmp_path / "nothing.keras"))
 
 
+def test_legacy_and_data_go_on_too(tmp_path, data):
+    trainer.train(settings(tmp_path, total_epochs=1, legacy=True), data)
+    saved = tmp_path / "gpq_48bits_1.keras"
+    asked = settings_module.resolve([f"--resume={saved}"], "no_such_config.py")
+    assert trainer.settings_of_resumed(asked).legacy is True
+    converted = load_model(saved)
+    converted.record = {}  # as a converted checkpoint, which knows its architecture only
+    converted.training_state = read_training_state(saved)
+    converted.save(tmp_path / "converted.keras")
+    asked = settings_module.resolve([f"--resume={tmp_path}/converted.keras"], "no_such_config.py")
+    assert trainer.settings_of_resumed(asked).legacy is True
+    with pytest.raises(ValueError, match=r"Invalid data. Expected the images that .* was trained on: coloured noise"):
+        trainer.train(settings(tmp_path, resume=saved, total_epochs=2), coloured_data(seed=9))
+
+
+def test_saves_of_before_count(tmp_path, data, monkeypatch):
+    trainer.train(settings(tmp_path, total_epochs=2), data)
+    chosen = settings(tmp_path, resume=tmp_path / "gpq_48bits_2.keras", total_epochs=4, keep=2)
+    trainer.train(chosen, data)
+    assert sorted(file.stem for file in tmp_path.glob("*.keras")) == ["gpq_48bits_3", "gpq_48bits_4"]
+
+    def nan(model, batch, given):
+        loss = keras.ops.sum(model.head.prototypes) * float("nan")
+        return {"loss": loss, "hash": loss, "cls": loss, "ent": loss}
+
+    monkeypatch.setattr(gpq, "training_losses", nan)
+    with pytest.raises(trainer.Diverged, match=r"the last good model is .*gpq_48bits_4.keras"):
+        trainer.train(settings(tmp_path, resume=tmp_path / "gpq_48bits_4.keras", total_epochs=5), data)
+
+
+def test_a_used_folder_is_announced(tmp_path, data):
+    trainer.train(settings(tmp_path, total_epochs=2), data)
+    reports = []
+    trainer.train(settings(tmp_path, total_epochs=1), data, reports.append)
+    assert f"{tmp_path} holds 2 models of another run: those of the same epochs will be replaced" in reports
+
+
 def test_a_state_of_another_optimiser_is_refused():
     variable = keras.Variable(np.zeros(3, "float32"), name="x")
     optimizer = gpq.optimizer()

@@ -5,7 +5,7 @@
 the images.
 """
 
-from gpq_tf.data.cifar10 import load
+from gpq_tf.data.cifar10 import load, load_for
 from gpq_tf.data.protocol import RetrievalData
 
-__all__ = ["RetrievalData", "load"]
+__all__ = ["RetrievalData", "load", "load_for"]

@@ -1,5 +1,6 @@
 """CIFAR-10 from whichever of three places holds it, in the original's order, split as GPQ splits it."""
 
+import contextlib
 import os
 from importlib import resources
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from gpq_tf.data import jpegs, pickles, protocol
+from gpq_tf.settings import DATASETS
 
-DATASETS = ("cifar10", "cifar10_folder", "cifar10_tfds", "cifar10_sample")
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 LAYOUT = (*BATCHES, "batches.meta")
 
@@ -60,6 +61,34 @@ def _first_present(data_dir, download):
     return "cifar10_sample"
 
 
+def load_for(settings):
+    """`load` what settings ask for, and hold it against them.
+
+    Args:
+        settings: gpq_tf.settings.Settings.
+
+    Returns:
+        RetrievalData.
+
+    Raises:
+        ValueError, OSError: as `load`; also if a data_dir was given and holds no CIFAR-10 (the sample is for users who
+            asked for nothing), or image_size is not the data's.
+    """
+    data_dir = Path(settings.data_dir)
+    asked = "data_dir" in settings.given and settings.dataset == "cifar10"
+    if asked and _first_present(data_dir, settings.download) == "cifar10_sample":
+        raise ValueError(
+            f"Invalid data_dir {settings.data_dir!r}. Expected CIFAR-10's python version (data_batch_1 ...) or "
+            "tensorflow-datasets' cifar10. Received: a folder without them, or none. Leave it out for the embedded "
+            "sample, or add --download=True"
+        )
+    data = load(settings.dataset, data_dir, settings.download, settings.legacy)
+    size, expected = data.query_images.shape[1:], (settings.image_size, settings.image_size, settings.img_channels)
+    if size != expected:
+        raise ValueError(f"Invalid image_size. Expected the data's, {size}. Received: {expected}")
+    return data
+
+
 def _read_folder(data_dir):
     missing = [name for name in LAYOUT if not (Path(data_dir) / name).is_file()]
     if missing:
@@ -85,7 +114,9 @@ def _read_sample(data_dir):
 
 def _tfds_folders(data_dir):
     """Where tensorflow-datasets may have been told to keep its data."""
-    places = [data_dir, os.environ.get("TFDS_DATA_DIR"), Path.home() / "tensorflow_datasets"]
+    places = [data_dir, os.environ.get("TFDS_DATA_DIR")]
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        places.append(Path.home() / "tensorflow_datasets")
     return [Path(place) for place in places if place]
 
 
@@ -96,7 +127,11 @@ def _prepared(data_dir):
     """
     for folder in _tfds_folders(data_dir):
         versions = {}
-        for info in folder.glob("cifar10/*.*.*/dataset_info.json"):
+        try:
+            found = list(folder.glob("cifar10/*.*.*/dataset_info.json"))
+        except PermissionError:  # another user's home
+            continue
+        for info in found:
             parts = info.parent.name.split(".")
             if all(part.isdecimal() for part in parts):
                 versions[tuple(map(int, parts))] = info.parent

@@ -35,7 +35,8 @@ def read_similarity(path, n_query, n_gallery):
     variables = matlab.load_matlab(path, max_bytes=16 * n_query * n_gallery + 2**20)
     shapes = {name: array.shape for name, array in variables.items()}
     if shapes.get(NAME) != (n_query, n_gallery):
-        raise ValueError(f"Invalid {path}. Expected {NAME} of shape ({n_query}, {n_gallery}). Found: {shapes}")
+        found = shapes.get(NAME) or ", ".join(list(shapes)[:3]) or "nothing"
+        raise ValueError(f"Invalid {path}. Expected {NAME} of shape ({n_query}, {n_gallery}). Found: {found}")
     matrix = scipy.sparse.csr_matrix(variables[NAME])
     if not np.isin(matrix.data, (0, 1)).all():
         raise ValueError(f"Invalid {path}. Expected {NAME} of 0 and 1. Found: other values")

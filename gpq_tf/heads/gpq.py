@@ -6,7 +6,7 @@ from keras import ops
 
 from gpq_tf import augment, losses
 from gpq_tf.backbones import vgg
-from gpq_tf.ops import compiled_call, join_books, l2_normalize, normalize_books, reverse_gradient, split_books
+from gpq_tf.ops import compiled, join_books, l2_normalize, normalize_books, reverse_gradient, split_books
 from gpq_tf.quantizer import ProductQuantizer, soft_assign
 
 # What a training step draws, each from its own random stream.
@@ -49,7 +49,8 @@ class GPQHead(keras.layers.Layer):
             dtype="float32",
             autocast=False,
         )
-        self._encode = compiled_call(self.quantizer, self.quantizer.encode)
+        # XLA for this part also where the whole step is not compiled; inside a compiled step it dissolves.
+        self._soft_assign = compiled(soft_assign)
 
     def build(self, input_shape):
         self.projection.build(input_shape)
@@ -64,7 +65,7 @@ class GPQHead(keras.layers.Layer):
 
     def encode(self, descriptors):
         """Descriptors float (B, D) -> codes int32 (B, M), compiled by XLA."""
-        return self._encode(descriptors)
+        return self.quantizer.encode(descriptors)
 
     def search_codebook(self):
         """The codebook as the search uses it, numpy float32 (M, K, d): unit codewords, raw with legacy."""
@@ -94,10 +95,10 @@ class GPQHead(keras.layers.Layer):
         prototypes = normalize_books(self.prototypes, n_book)
         # The codewords themselves are pulled towards the prototypes before images are assigned to them.
         codewords = join_books(ops.transpose(self.quantizer.codebook, (1, 0, 2)))
-        codewords = soft_assign(codewords, as_codebook(prototypes, n_book), alpha)
+        codewords = self._soft_assign(codewords, as_codebook(prototypes, n_book), alpha)
         labelled = normalize_books(raw_labelled, n_book)
         unlabelled = normalize_books(reverse_gradient(raw_unlabelled), n_book)
-        quantized = soft_assign(labelled, as_codebook(codewords, n_book), alpha)
+        quantized = self._soft_assign(labelled, as_codebook(codewords, n_book), alpha)
 
         logits = losses.mean_book_similarity(beta * labelled, beta * prototypes, n_book)
         hash_loss = losses.n_pair_product_quantization(label_similarity, labelled, quantized, n_book)
