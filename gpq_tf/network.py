@@ -234,10 +234,10 @@ def find_model(path_or_name):
     shipped = {file.stem: file for file in (Path(__file__).parent / "weights").glob("*.keras")}
     if str(path_or_name) in shipped:
         return shipped[str(path_or_name)]
-    found = "is not a .keras file (`gpq-tf convert` makes one)" if path.exists() else "does not exist"
+    found = "is not a .keras file" if path.exists() else "does not exist"
     raise ValueError(
         f"Invalid model. Expected a .keras file or one of {', '.join(sorted(shipped)) or 'no shipped names'}. "
-        f"Received: {str(path_or_name)!r}, which {found}"
+        f"Received: {str(path_or_name)!r}, which {found}; `gpq-tf convert` makes one of the original's files"
     )
 
 

@@ -21,7 +21,7 @@ def soft_assign(x, codebook, alpha):
         alpha: float > 0, inverse temperature; larger is closer to `hard_assign`.
 
     Returns:
-        float (B, M * d), in the dtype of `x`.
+        float (B, M * d), in the dtype that `x` and `codebook` promote to.
 
     Raises:
         ValueError: if M * d differs between `x` and `codebook`.
