@@ -305,8 +305,8 @@ def test_a_shipped_model_is_found_by_its_name(tmp_path, saved, monkeypatch):
     for name, received in (
         ("c-12bits", "'c-12bits', which does not exist"),
         (tmp_path / "no.keras", f"'{tmp_path}/no.keras', which does not exist"),
-        (tmp_path / "other.ckpt", f"'{tmp_path}/other.ckpt', which is not a .keras file (`gpq-tf convert` makes one)"),
-        (tmp_path, f"'{tmp_path}', which is not a .keras file (`gpq-tf convert` makes one)"),
+        (tmp_path / "other.ckpt", f"'{tmp_path}/other.ckpt', which is not a .keras file; `gpq-tf convert` makes"),
+        (tmp_path, f"'{tmp_path}', which is not a .keras file; `gpq-tf convert` makes"),
     ):
         with pytest.raises(ValueError) as caught:
             load_model(name)
