@@ -268,13 +268,13 @@ def test_a_changed_file_is_refused_or_read_whole(scratch, changes):
     content = bytearray(PYTHON2)
     for place, value in changes:
         content[place] = value
-    _read_or_refuse(scratch, bytes(content))
+    _check_read_or_refused(scratch, bytes(content))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from([*STRUCTURE, len(PYTHON2)]), st.binary(max_size=6), st.integers(0, 9))
 def test_a_file_with_bytes_lost_and_put_in_is_refused_or_read_whole(scratch, place, put_in, lost):
-    _read_or_refuse(scratch, PYTHON2[:place] + put_in + PYTHON2[place + lost :])
+    _check_read_or_refused(scratch, PYTHON2[:place] + put_in + PYTHON2[place + lost :])
 
 
 def test_every_truncated_file_is_refused(scratch):
@@ -283,7 +283,7 @@ def test_every_truncated_file_is_refused(scratch):
             read(scratch, PYTHON2[:end])
 
 
-def _read_or_refuse(folder, content):
+def _check_read_or_refused(folder, content):
     try:
         images, labels = read(folder, content)
     except ValueError as error:

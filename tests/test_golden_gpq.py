@@ -50,7 +50,7 @@ def parametrize(cases=CASES):
     return pytest.mark.parametrize(("name", "case"), pairs, ids=["/".join(pair) for pair in pairs])
 
 
-def compare(recorded, prefix, function, inputs, cotangent, gradients):
+def check_recorded(recorded, prefix, function, inputs, cotangent, gradients):
     value, found = value_and_gradients(function, inputs, cotangent)
     check(value, recorded[f"{prefix}/out"], OUTPUT)
     # A saturated row (1e4 times the others) adds its rounding, 1e4 * 1e-8, to the gradient of what all rows share.
@@ -64,7 +64,7 @@ def compare(recorded, prefix, function, inputs, cotangent, gradients):
 def test_prototypes_are_normalised_and_attract_the_codebook(recorded, name):
     n_book = CONFIGURATIONS[name][0]
     prefix = f"{name}/intra_norm_C"
-    compare(
+    check_recorded(
         recorded,
         prefix,
         lambda x: normalize_books(x, n_book),
@@ -73,7 +73,7 @@ def test_prototypes_are_normalised_and_attract_the_codebook(recorded, name):
         ["grad_x"],
     )
     prefix = f"{name}/soft_assignment_proto"
-    compare(
+    check_recorded(
         recorded,
         prefix,
         lambda z, x: quantizer.soft_assign(x, as_codebook(z, n_book), 20.0),
@@ -87,7 +87,7 @@ def test_prototypes_are_normalised_and_attract_the_codebook(recorded, name):
 def test_intra_normalisation(recorded, name, case):
     n_book, root = CONFIGURATIONS[name][0], f"{name}/{case}"
     inputs = [recorded[f"{root}/x"]]
-    compare(
+    check_recorded(
         recorded,
         f"{root}/intra_norm",
         lambda x: normalize_books(x, n_book),
@@ -100,7 +100,7 @@ def test_intra_normalisation(recorded, name, case):
 @parametrize()
 def test_soft_assignment(recorded, name, case):
     n_book, root = CONFIGURATIONS[name][0], f"{name}/{case}"
-    compare(
+    check_recorded(
         recorded,
         f"{root}/soft_assignment",
         lambda z, x: quantizer.soft_assign(x, as_codebook(z, n_book), 20.0),
@@ -114,7 +114,7 @@ def test_soft_assignment(recorded, name, case):
 def test_n_pair_product_quantization(recorded, name, case):
     n_book, root = CONFIGURATIONS[name][0], f"{name}/{case}"
     similarity = recorded[f"{root}/label_Mat"]
-    compare(
+    check_recorded(
         recorded,
         f"{root}/n_pq_loss",
         lambda x, q: losses.n_pair_product_quantization(similarity, x, q, n_book),
@@ -128,7 +128,7 @@ def test_n_pair_product_quantization(recorded, name, case):
 def test_classification(recorded, name, case):
     root = f"{name}/{case}"
     onehot = recorded[f"{root}/label_onehot"]
-    compare(
+    check_recorded(
         recorded,
         f"{root}/cls_loss",
         lambda logits: losses.classification(onehot, logits),
@@ -143,7 +143,7 @@ def test_subspace_entropy(recorded, name, case):
     n_book, root = CONFIGURATIONS[name][0], f"{name}/{case}"
     prefix = f"{root}/sme_loss"
     # the original's prototypes are columns
-    compare(
+    check_recorded(
         recorded,
         prefix,
         lambda x, c: losses.subspace_entropy(x, ops.transpose(c), n_book),
@@ -156,7 +156,7 @@ def test_subspace_entropy(recorded, name, case):
 @parametrize()
 def test_classifier(recorded, name, case):
     n_book, root = CONFIGURATIONS[name][0], f"{name}/{case}"
-    compare(
+    check_recorded(
         recorded,
         f"{root}/classifier",
         lambda x, c: losses.mean_book_similarity(x, ops.transpose(c), n_book),
@@ -170,7 +170,7 @@ def test_classifier(recorded, name, case):
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_gradient_reversal(recorded, name, case, scale):
     root = f"{name}/{case}"
-    compare(
+    check_recorded(
         recorded,
         f"{root}/flip_gradient_l{scale:g}",
         lambda x: reverse_gradient(x, scale),

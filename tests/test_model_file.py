@@ -65,7 +65,7 @@ def forged(path, source, description=(), **replaced):
     write_members(path, members)
 
 
-def refusal(path, words=""):
+def check_refusal(path, words=""):
     """Loading fails with one ValueError that begins with the file's name; returns the message."""
     with pytest.raises(ValueError) as caught:
         load_model(path)
@@ -196,14 +196,14 @@ def test_every_truncation_is_refused(path, whole):
     content = whole.read_bytes()
     for length in [0, 1, 21, 22, *range(30, len(content), len(content) // 60), len(content) - 1]:
         path.write_bytes(content[:length])
-        refusal(path, "a whole .keras archive")
+        check_refusal(path, "a whole .keras archive")
 
 
 def test_what_is_appended_does_not_come_in(path, model, whole):
     path.write_bytes(b"before" + whole.read_bytes())
     assert same_weights(load_model(path), model)
     path.write_bytes(whole.read_bytes() + whole.read_bytes()[:-1])
-    refusal(path)
+    check_refusal(path)
 
 
 def test_a_folder_and_an_absent_file_are_refused(tmp_path):
@@ -217,30 +217,30 @@ def test_a_folder_and_an_absent_file_are_refused(tmp_path):
 
 def test_other_archives_are_refused(path, model):
     keras.Model.save(model, path)
-    refusal(path, "a model written by gpq-tf; it holds no gpq_tf.json")
+    check_refusal(path, "a model written by gpq-tf; it holds no gpq_tf.json")
     write_members(path, {})
-    refusal(path, "a model written by gpq-tf; it holds no gpq_tf.json")
+    check_refusal(path, "a model written by gpq-tf; it holds no gpq_tf.json")
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(1000))
-    refusal(path, "a whole .keras archive; File is not a zip file")
+    check_refusal(path, "a whole .keras archive; File is not a zip file")
 
 
 @pytest.mark.parametrize("name", ["config.json", "metadata.json", "model.weights.h5", "gpq_tf.json"])
 def test_a_missing_a_changed_and_an_added_member_are_refused(path, whole, name):
     members = members_of(whole)
     write_members(path, {other: content for other, content in members.items() if other != name})
-    refusal(path)
+    check_refusal(path)
     write_members(path, {**members, name: members[name][:-1] + bytes([members[name][-1] ^ 1])})
-    refusal(path)
+    check_refusal(path)
     write_members(path, {**members, f"{name}.py": b""})
-    refusal(path, "the members that its description lists")
+    check_refusal(path, "the members that its description lists")
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_compressed_members_are_refused(path, whole, compression):
     write_members(path, members_of(whole), compression)
-    refusal(path, "more than it has")
+    check_refusal(path, "more than it has")
     path.write_bytes(bytes(10**6) + path.read_bytes())  # so that the members claim no more than the file has
-    refusal(path, "a whole .keras archive; its members are compressed")
+    check_refusal(path, "a whole .keras archive; its members are compressed")
 
 
 def test_a_member_that_claims_more_than_the_file_has_is_refused(path, whole):
@@ -248,7 +248,7 @@ def test_a_member_that_claims_more_than_the_file_has_is_refused(path, whole):
     entry = content.rindex(b"PK\x01\x02")  # the last member's entry in the central directory
     content[entry + 24 : entry + 28] = (2**31).to_bytes(4, "little")
     path.write_bytes(content)
-    refusal(path, "a whole .keras archive; its members claim ")
+    check_refusal(path, "a whole .keras archive; its members claim ")
 
 
 # --- descriptions with right checksums
@@ -268,7 +268,7 @@ def test_a_member_that_claims_more_than_the_file_has_is_refused(path, whole):
 )
 def test_other_descriptions_are_refused(path, whole, change, words):
     forged(path, whole, change)
-    refusal(path, words)
+    check_refusal(path, words)
 
 
 @pytest.mark.parametrize(
@@ -276,12 +276,12 @@ def test_other_descriptions_are_refused(path, whole, change, words):
 )
 def test_a_description_that_is_none_is_refused(path, whole, content):
     write_members(path, {**members_of(whole), "gpq_tf.json": content})
-    refusal(path, "gpq_tf.json")
+    check_refusal(path, "gpq_tf.json")
 
 
 def test_a_description_of_many_megabytes_is_refused(path, whole):
     write_members(path, {**members_of(whole), "gpq_tf.json": b" " * (5 * 2**20)})
-    refusal(path, "at most 4194304 bytes of gpq_tf.json; it has 5242880")
+    check_refusal(path, "at most 4194304 bytes of gpq_tf.json; it has 5242880")
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_a_description_of_many_megabytes_is_refused(path, whole):
 )
 def test_other_architectures_are_refused(path, model, whole, change, words):
     forged(path, whole, {"architecture": {**model.architecture, **change}})
-    refusal(path, words)
+    check_refusal(path, words)
 
 
 @pytest.mark.parametrize(
@@ -323,10 +323,10 @@ def test_sizes_that_the_weights_do_not_bear_out_are_refused_before_memory_is_tak
 ):
     forged(path, whole, {"architecture": {**model.architecture, **change}, "weights_dtype": weights_dtype})
     if change in ({"n_book": 3}, {"bn_word": 3}):
-        refusal(path, "weights")  # as large as HDF5's own structures: found when the arrays are compared
+        check_refusal(path, "weights")  # as large as HDF5's own structures: found when the arrays are compared
         return
     monkeypatch.setattr(vgg, "VGG", None)  # nothing is built
-    refusal(path, "weights for the network it describes, ")
+    check_refusal(path, "weights for the network it describes, ")
 
 
 def test_a_record_that_is_no_dict_is_as_none(path, model, whole):
@@ -450,14 +450,14 @@ def test_weights_that_are_not_plain_arrays_are_refused(path, tmp_path, whole, ma
         file["kernel"] = secret
     weights = weights_file(tmp_path, whole, replace_kernel(make))
     forged(path, whole, **{"model.weights.h5": weights})
-    refusal(path, words)
+    check_refusal(path, words)
 
 
 def test_weights_that_are_no_hdf5_are_refused(path, whole):
     size = len(members_of(whole)["model.weights.h5"])
     for content in (bytes(size), np.random.default_rng(3).bytes(size)):
         forged(path, whole, **{"model.weights.h5": content})
-        refusal(path, "weights of the network it describes")
+        check_refusal(path, "weights of the network it describes")
 
 
 def test_flipped_bits_under_a_right_checksum_are_refused_or_change_numbers_only(path, whole):
@@ -487,4 +487,4 @@ def test_no_class_named_in_a_file_is_imported(path, tmp_path, model, whole, monk
     assert same_weights(load_model(path), model)
     calling = {"class_name": "function", "config": "system", "module": "os", "registered_name": "system"}
     forged(path, whole, {"architecture": {**model.architecture, "head": calling}})
-    refusal(path, "Invalid head")
+    check_refusal(path, "Invalid head")
