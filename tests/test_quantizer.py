@@ -286,11 +286,20 @@ def test_xla_compiles_assignment_and_decoding(layer):
 
 
 @needs_tensorflow
-def test_the_heads_codes_come_from_xla():
+def test_the_head_quantizes_under_xla():
+    """Codes, and both soft assignments of a training step, also where the step as a whole is not compiled."""
+    import tensorflow as tf
+
     head = GPQHead(n_book=3, n_word=4, len_code=4, n_classes=2)
-    graph = head._encode.get_concrete_function(ops.ones((5, 12))).graph
-    inner = [node for node in graph.as_graph_def().node if node.op.endswith("PartitionedCall")]
-    assert [node.attr["_XlaMustCompile"].b for node in inner] == [True]
+    head.build((None, 7))
+
+    def losses(x):
+        return head.losses_of(x, np.array([0, 1, 0], "int32"), x, alpha=20.0, beta=4.0, lam_1=0.1, lam_2=0.1)["loss"]
+
+    for function, n_compiled in ((head.encode, 1), (losses, 2)):
+        graph = tf.function(function).get_concrete_function(tf.ones((3, 12))).graph
+        inner = [node for node in graph.as_graph_def().node if node.op.endswith("PartitionedCall")]
+        assert [node.attr["_XlaMustCompile"].b for node in inner] == [True] * n_compiled
 
 
 def test_the_layer_trains_its_codebook_and_uses_its_present_value():
