@@ -75,11 +75,11 @@ def convert(arguments):
     if not target.endswith(".keras"):
         raise ValueError(f"Invalid DST. Expected a name that ends in .keras. Received: {target!r}")
     _import_tensorflow_quietly()
-    from gpq_tf import convert, trainer
+    from gpq_tf import convert
     from gpq_tf import settings as settings_module
 
     n_book = settings.n_book if "n_book" in settings.given else None
-    model, lines = convert.convert(source, n_book, settings.legacy, trainer.architecture_of(settings))
+    model, lines = convert.convert(source, n_book, settings.legacy, settings_module.architecture_of(settings))
     settings_module.check_fixed(settings, settings_module.fixed_by(model.architecture), source)
     model.record = {"converted_from": os.path.basename(source), "legacy": settings.legacy}
     model.save(target)

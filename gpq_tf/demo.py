@@ -11,7 +11,6 @@ from gpq_tf import data as data_module
 from gpq_tf import settings as settings_module
 from gpq_tf.data.similarity import read_similarity
 from gpq_tf.network import in_precision, load_model
-from gpq_tf.trainer import architecture_of
 
 # What is evaluated where model_load_path names nothing.
 SHIPPED_MODEL = "cifar10-48bits-quarter"
@@ -98,7 +97,7 @@ def open_model(settings):
         notes.append(f"model: {source}")
     if foreign:
         n_book = settings.n_book if "n_book" in settings.given else None
-        model, lines = convert.convert(source, n_book, bool(legacy), architecture_of(settings))
+        model, lines = convert.convert(source, n_book, bool(legacy), settings_module.architecture_of(settings))
         model = in_precision(model, settings.precision)
         notes += [f"converted: {lines[0]}", *(line for line in lines if line.startswith("initialised"))]
     else:

@@ -175,6 +175,12 @@ def resolve(arguments=(), config_path="config.py"):
     return Settings(values, given | {_OLD_SPELLING, _SPELLING} if given & {_OLD_SPELLING, _SPELLING} else given)
 
 
+def architecture_of(settings):
+    """The arguments of RetrievalModel that settings give, a dict; `fixed_by` goes the other way."""
+    own = {argument: getattr(settings, name) for name, argument in _FIXED_BY_MODEL.items()}
+    return {**own, "legacy": settings.legacy, "seed": settings.seed}
+
+
 def fixed_by(architecture):
     """What a model fixes, under the settings' names: a dict, from the dict of RetrievalModel's arguments."""
     return {name: architecture[argument] for name, argument in _FIXED_BY_MODEL.items()}

@@ -15,6 +15,7 @@ import numpy as np
 from gpq_tf import convert, heads, retrieval, training_state
 from gpq_tf import settings as settings_module
 from gpq_tf.convert import mat
+from gpq_tf.data import check_image_size
 from gpq_tf.model_file import read_description, read_training_state
 from gpq_tf.network import RetrievalModel, find_model, load_model
 from gpq_tf.train_step import make_step
@@ -124,7 +125,7 @@ def initial_model(settings):
     Raises:
         ValueError: if the file is damaged, or its backbone has another width, or a file that was asked for is absent.
     """
-    model = RetrievalModel(**architecture_of(settings), dtype=settings.precision)
+    model = RetrievalModel(**settings_module.architecture_of(settings), dtype=settings.precision)
     if settings.init is not None:
         n_book = settings.n_book if "n_book" in settings.given else None
         return model, _copy_from(settings.init, model, n_book)
@@ -162,12 +163,6 @@ def settings_of_resumed(settings):
     return before.completed({"legacy": architecture["legacy"], **given, **fixed}, settings.given)
 
 
-def architecture_of(settings):
-    """The arguments of RetrievalModel that settings give, a dict."""
-    names = ("head", "n_book", "bn_word", "len_code", "width_multiplier", "legacy", "seed")
-    return {**{name: getattr(settings, name) for name in names}, "n_classes": settings.n_CLASSES}
-
-
 def subset(data):
     """The fixed part of a split image set on which training is watched: its query and gallery images and labels."""
     return types.SimpleNamespace(
@@ -179,10 +174,7 @@ def subset(data):
 
 
 def _check(settings, data):
-    size = data.labelled_images.shape[1:]
-    expected = (settings.image_size, settings.image_size, settings.img_channels)
-    if size != expected:
-        raise ValueError(f"Invalid image_size. Expected the data's, {size}. Received: {expected}")
+    check_image_size(settings, data)
     if len(data.class_names) != settings.n_CLASSES:
         raise ValueError(
             f"Invalid n_CLASSES. Expected the data's, {len(data.class_names)}. Received: n_CLASSES={settings.n_CLASSES}"

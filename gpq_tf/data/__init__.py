@@ -5,7 +5,7 @@
 the images.
 """
 
-from gpq_tf.data.cifar10 import load, load_for
+from gpq_tf.data.cifar10 import check_image_size, load, load_for
 from gpq_tf.data.protocol import RetrievalData
 
-__all__ = ["RetrievalData", "load", "load_for"]
+__all__ = ["RetrievalData", "check_image_size", "load", "load_for"]

@@ -83,10 +83,15 @@ def load_for(settings):
             "sample, or add --download=True"
         )
     data = load(settings.dataset, data_dir, settings.download, settings.legacy)
+    check_image_size(settings, data)
+    return data
+
+
+def check_image_size(settings, data):
+    """Refuse an image_size or img_channels that is not the data's (ValueError)."""
     size, expected = data.query_images.shape[1:], (settings.image_size, settings.image_size, settings.img_channels)
     if size != expected:
         raise ValueError(f"Invalid image_size. Expected the data's, {size}. Received: {expected}")
-    return data
 
 
 def _read_folder(data_dir):
