@@ -12,7 +12,7 @@ from gpq_tf.heads.gpq import GPQHead
 from gpq_tf.ops import compiled_call
 
 # Images encoded at a time; large enough to keep a processor busy, small enough for its memory.
-BATCH_SIZE = 250
+BATCH_SIZE = 500
 # The network halves height and width three times.
 SMALLEST_SIDE = 8
 

@@ -22,6 +22,7 @@ GROUPS = (
     (
         "test_ops.py",
         "test_quantizer.py",
+        "test_convolution.py",
         "test_vgg.py",
         "test_network.py",
         "test_model_file.py::test_everything_comes_back",

@@ -58,10 +58,13 @@ class DebiasedBatchNormalization(keras.layers.Layer):
             y, mean, variance = batch_normalize(x, self.gamma, self.beta, self.epsilon)
             self._update(ops.stop_gradient(mean), ops.stop_gradient(variance))
             return y
-        # One multiplication and one addition a value; the channel's numbers are combined first, in float32.
-        scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
-        shift = self.beta - self.moving_mean * scale
+        scale, shift = self.inference_scale_and_shift()
         return x * ops.cast(scale, x.dtype) + ops.cast(shift, x.dtype)
+
+    def inference_scale_and_shift(self):
+        """What inference does to every value of a channel: x * scale + shift; two float32 (channels,)."""
+        scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
+        return scale, self.beta - self.moving_mean * scale
 
     def _update(self, mean, variance):
         keep = 1.0 - self.momentum

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from gpq_tf.backbones.batch_norm import DebiasedBatchNormalization
+from gpq_tf.backbones.convolution import Conv2D
 
 # Channels of the convolutions of each block; a 2x2 maximum follows each block but the last.
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
@@ -92,10 +93,8 @@ class VGG(keras.layers.Layer):
             for position, width in enumerate(channels):
                 name = f"{block}_{position}"
                 self.convolutions.append(
-                    keras.layers.Conv2D(
+                    Conv2D(
                         width,
-                        3,
-                        padding="same",
                         kernel_initializer=keras.initializers.GlorotUniform(seed + len(self.convolutions)),
                         dtype=self.dtype_policy,
                         name=f"conv_{name}",
@@ -116,7 +115,11 @@ class VGG(keras.layers.Layer):
         for block, channels in enumerate(BLOCKS):
             for _ in channels:
                 convolution, normalization = next(layers)
-                x = ops.relu(normalization(convolution(x), training=training))
+                if training:
+                    x = normalization(convolution(x), training=True)
+                else:
+                    x = convolution.call_normalized(x, normalization)
+                x = ops.relu(x)
             if block < 3:
                 x = self.pool(x)
             if block == 2:

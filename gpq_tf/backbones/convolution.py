@@ -1,0 +1,114 @@
+"""3x3 convolutions that keep the size, fast also where the image is small, and joined with their normalisation."""
+
+import keras
+from keras import ops
+
+# Pixels up to which a convolution goes pixel by pixel; at 8x8 the convolution of the backend is faster.
+SMALL_IMAGE = 16
+
+
+@keras.saving.register_keras_serializable("gpq_tf")
+class Conv2D(keras.layers.Conv2D):
+    """keras.layers.Conv2D of 3x3 kernels with stride 1 and padding "same", by `convolve`.
+
+    The name is Keras's, because a layer's place in a weights file comes from it.
+
+    Args:
+        filters: int.
+        **kwargs: those of keras.layers.Conv2D, but for the kernel's size, strides and padding.
+    """
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(filters, **{**kwargs, "kernel_size": 3, "padding": "same"})
+
+    def convolution_op(self, inputs, kernel):
+        return convolve(inputs, kernel.value)  # a function with its own gradient takes no Keras variables
+
+    def call_normalized(self, x, normalization):
+        """This convolution and its batch normalisation in inference, as one convolution.
+
+        gamma * (kernel * x + bias - mean) / sqrt(variance + epsilon) + beta is linear in x, so the channel's factor
+        goes into the kernel: the normalisation by itself would be one more pass over memory.
+
+        Args:
+            x: float (B, H, W, channels).
+            normalization: DebiasedBatchNormalization, built.
+
+        Returns:
+            float (B, H, W, filters), in the compute dtype.
+        """
+        scale, shift = normalization.inference_scale_and_shift()
+        dtype = self.compute_dtype
+        # In mixed precision a layer's weights are read in 16 bits.
+        kernel = ops.cast(self.kernel, dtype) * ops.cast(scale, dtype)
+        bias = ops.cast(self.bias, "float32") * scale + shift
+        return ops.add(convolve(ops.cast(x, dtype), kernel), ops.cast(bias, dtype))
+
+
+def convolve(x, kernel):
+    """Convolve with a 3x3 kernel, stride 1, as many zeros around the image as keep its size.
+
+    In images of at most 4x4 pixels a third of the products are with those zeros, and the backend's kernels are at their
+    worst. There each output pixel is one matrix product of the window around it with the part of the kernel that falls
+    inside, and each part of the kernel's gradient one product over all the pixels that it meets.
+
+    Args:
+        x: float (B, H, W, channels).
+        kernel: float (3, 3, channels, filters), in the dtype of `x`.
+
+    Returns:
+        float (B, H, W, filters).
+
+    Example:
+        >>> [float(value) for value in convolve(ops.ones((1, 1, 3, 1)), ops.ones((3, 3, 1, 1)))[0, 0, :, 0]]
+        [2.0, 3.0, 2.0]
+    """
+    _, height, width, _ = x.shape
+    if height and width and height * width <= SMALL_IMAGE:
+        return _convolve_small(x, kernel)
+    return ops.conv(x, kernel, padding="same")
+
+
+@ops.custom_gradient
+def _convolve_small(x, kernel):
+    def gradient(*arguments, upstream=None):
+        if upstream is None:
+            (upstream,) = arguments
+        turned = ops.transpose(ops.flip(kernel, axis=(0, 1)), (0, 1, 3, 2))
+        return _pixel_by_pixel(upstream, turned), _kernel_gradient(x, upstream)
+
+    return _pixel_by_pixel(x, kernel), gradient
+
+
+def _pixel_by_pixel(x, kernel):
+    _, height, width, channels = x.shape
+    filters = kernel.shape[-1]
+    # out[:, row, column] = sum over the window around it of x[:, y, x] @ kernel[y - row + 1, x - column + 1]
+    pixels = []
+    for row in range(height):
+        top, bottom = max(row - 1, 0), min(row + 2, height)
+        for column in range(width):
+            left, right = max(column - 1, 0), min(column + 2, width)
+            length = (bottom - top) * (right - left) * channels
+            window = ops.reshape(x[:, top:bottom, left:right], (-1, length))
+            part = kernel[top - row + 1 : bottom - row + 1, left - column + 1 : right - column + 1]
+            pixels.append(ops.matmul(window, ops.reshape(part, (length, filters))))
+    return ops.reshape(ops.stack(pixels, axis=1), (-1, height, width, filters))
+
+
+def _kernel_gradient(x, upstream):
+    _, height, width, channels = x.shape
+    filters = upstream.shape[-1]
+    # gradient[1 + down, 1 + right] = sum over pixels of outer(x[:, row + down, column + right], upstream[:, row, column])
+    parts = []
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            seen = x[:, _inside(down, height), _inside(right, width)]
+            met = upstream[:, _inside(-down, height), _inside(-right, width)]
+            parts.append(ops.matmul(ops.transpose(ops.reshape(seen, (-1, channels))), ops.reshape(met, (-1, filters))))
+    return ops.reshape(ops.stack(parts), (3, 3, channels, filters))
+
+
+def _inside(shift, size):
+    """The positions p + shift that lie inside for p = 0 ... size - 1."""
+    return slice(max(shift, 0), size + min(shift, 0))
