@@ -1,6 +1,6 @@
 """Train GPQ from scratch on the whole of CIFAR-10 and score it: several seeds, and with each loss switched off.
 
-    python benchmarks/learning.py ./cifar10 --plan=full        # 3 seeds, full width, 20 epochs: about 7 min each on 2 cores
+    python benchmarks/learning.py ./cifar10 --plan=full        # 3 seeds, full width, 20 epochs
     python benchmarks/learning.py ./cifar10 --plan=ablation    # 6 variants x 3 seeds, width .25, 50 epochs
 
 Each run is trained by gpq_tf.trainer.train as train.py does, with the published protocol (5,000 labelled, 54,000
@@ -94,7 +94,8 @@ def _run(given, data_dir, with_pairs):
             for scoring, legacy in (("normalised", False), ("raw", True)):
                 found = retrieval.evaluate(load_model(path, legacy), images)
                 scores[f"mAP_{scoring}"] = round(found["mAP"], 5)
-            log = [json.loads(line) for line in path.with_name(f"{path.name[: path.name.rindex('_')]}.log.jsonl").open()]
+            (log_file,) = Path(folder).glob("*.log.jsonl")
+            log = [json.loads(line) for line in log_file.open()]
     finally:
         losses.n_pair_product_quantization = published
     steps = [entry for entry in log if entry["event"] == "step"]

@@ -99,7 +99,8 @@ def _pixel_by_pixel(x, kernel):
 def _kernel_gradient(x, upstream):
     _, height, width, channels = x.shape
     filters = upstream.shape[-1]
-    # gradient[1 + down, 1 + right] = sum over pixels of outer(x[:, row + down, column + right], upstream[:, row, column])
+    # gradient[1 + down, 1 + right] = sum over row, column of
+    #     outer(x[:, row + down, column + right], upstream[:, row, column])
     parts = []
     for down in (-1, 0, 1):
         for right in (-1, 0, 1):
