@@ -45,6 +45,7 @@ precision = "float32"  # or mixed_bfloat16 (fast on recent processors), mixed_fl
 jit_compile = "auto"  # XLA for the whole training step: auto is yes on one GPU, no on a CPU, where it is slower
 init = None  # model to start training from (.keras, shipped name, TF1 prefix)
 resume = None  # saved model whose training goes on, with the settings it was saved with
+tensorboard = False  # True: curves, ranked lists and codebook usage into model_save_path/tensorboard
 keep = None  # newest models to keep; None keeps all
 query = None  # index of the query that Demo.py shows; None draws one
 n_pictures = 1  # ranked-list pictures that Demo.py saves

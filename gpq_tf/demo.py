@@ -15,7 +15,6 @@ from gpq_tf.network import in_precision, load_model
 # What is evaluated where model_load_path names nothing.
 SHIPPED_MODEL = "cifar10-48bits-quarter"
 RESULT = "retrieval_result"
-_RESULTS_SHOWN = 10
 
 
 def run(settings, report=None, progress=None, pictures=True):
@@ -60,7 +59,8 @@ def run(settings, report=None, progress=None, pictures=True):
     report(f"mAP: {found['mAP']:.4f}")
     for query in shown:
         path = f"{RESULT}_{query}.png"
-        _draw(path, query, found, data, similarity)
+        shown_list = retrieval.answers(query, found, data, similarity)
+        visualize.ranked_list(path, **shown_list, class_names=data.class_names)
         report(f"saved {path}")
     if pictures:
         settings_module.save(
@@ -129,21 +129,3 @@ def _similarity(settings, data):
     if not Path(path).exists() and "cifar10_label_sim_path" not in settings.given:
         return None
     return read_similarity(path, len(data.query_labels), len(data.gallery_labels))
-
-
-def _draw(path, query, found, data, similarity):
-    _, ids = found["index"].search(found["queries"][query : query + 1], _RESULTS_SHOWN)
-    best = ids[0][ids[0] >= 0]
-    if similarity is None:
-        relevant = data.gallery_labels[best] == data.query_labels[query]
-    else:
-        relevant = np.asarray(similarity[query].todense()).ravel()[best] > 0
-    visualize.ranked_list(
-        path,
-        data.query_images[query],
-        int(data.query_labels[query]),
-        data.gallery_images[best],
-        data.gallery_labels[best].tolist(),
-        relevant.tolist(),
-        data.class_names,
-    )

@@ -2,6 +2,8 @@
 
 import time
 
+import numpy as np
+
 from gpq_tf.index import PQIndex
 from gpq_tf.metrics import mean_average_precision
 
@@ -54,3 +56,31 @@ def evaluate(model, data, top_n=None, similarity=None, progress=None):
         lambda: mean_average_precision(queries, labels[0], index, labels[1], top_n, similarity=similarity),
     )
     return {"mAP": score, "index": index, "queries": queries, "seconds": seconds}
+
+
+def answers(query, found, data, similarity=None, k=10):
+    """One query and its k best answers, as `visualize.ranked_list` takes them.
+
+    Args:
+        query: int, position among the queries.
+        found: dict, what `evaluate` returned.
+        data: gpq_tf.data.RetrievalData, the same.
+        similarity: the same.
+        k: int, answers.
+
+    Returns:
+        dict: query_image, query_class, result_images, result_classes, relevant.
+    """
+    _, ids = found["index"].search(found["queries"][query : query + 1], k)
+    best = ids[0][ids[0] >= 0]
+    if similarity is None:
+        relevant = data.gallery_labels[best] == data.query_labels[query]
+    else:
+        relevant = np.asarray(similarity[query].todense()).ravel()[best] > 0
+    return {
+        "query_image": data.query_images[query],
+        "query_class": int(data.query_labels[query]),
+        "result_images": data.gallery_images[best],
+        "result_classes": data.gallery_labels[best].tolist(),
+        "relevant": relevant.tolist(),
+    }

@@ -101,6 +101,7 @@ FIELDS = {
     "jit_compile": ("auto", _choice("auto", True, False)),
     "init": (None, _optional(_text)),
     "resume": (None, _optional(_text)),
+    "tensorboard": (False, _boolean),
     "keep": (None, _optional(_integer(1, 10**6))),
     "query": (None, _optional(_integer(0, 10**9))),
     "n_pictures": (1, _integer(0, 10**4)),

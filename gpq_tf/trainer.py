@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from gpq_tf import convert, heads, retrieval, training_state
+from gpq_tf import convert, curves, heads, metrics, retrieval, training_state
 from gpq_tf import settings as settings_module
 from gpq_tf.convert import mat
 from gpq_tf.data import check_image_size
@@ -22,6 +22,8 @@ from gpq_tf.train_step import make_step
 
 # The fixed subset on which training is watched: every 5th query, every 10th image of the gallery.
 SUBSET_QUERIES, SUBSET_GALLERY = 5, 10
+# The query whose answers TensorBoard shows at every save.
+_QUERY_SHOWN = 0
 # The first step compiles; the estimate of a run's cost rests on the steps after it.
 ESTIMATE_STEPS = 4
 
@@ -34,7 +36,11 @@ def train(settings, data, report=None, progress=None):
     """Train a model and save it every save_term epochs.
 
     Into `settings.model_save_path` go <head>_<bits>bits_<epoch>.keras, a .json of the same name with the settings in
-    force, and <head>_<bits>bits.log.jsonl, one line a step and one a save. The last epoch is always saved.
+    force, and <head>_<bits>bits.log.jsonl, one line a step and one a save. The last epoch is always saved. With
+    `settings.tensorboard` the folder tensorboard/<head>_<bits>bits gets curves, a ranked list and the codebook's usage.
+
+    The same settings and data give the same bits, resumed or not; on a GPU TensorFlow's deterministic operations are
+    switched on for that.
 
     Args:
         settings: gpq_tf.settings.Settings.
@@ -54,6 +60,9 @@ def train(settings, data, report=None, progress=None):
     if settings.resume:
         settings = settings_of_resumed(settings)
     _check(settings, data)
+    if settings.tensorboard:
+        curves.check_installed()
+    _make_deterministic()
     recipe = heads.recipe(settings.head)
     steps_per_epoch = recipe.steps_per_epoch(data, settings)
     total = settings.total_epochs * steps_per_epoch
@@ -72,7 +81,7 @@ def train(settings, data, report=None, progress=None):
     stem = Path(settings.model_save_path) / recipe.file_stem(settings)
     stem.parent.mkdir(parents=True, exist_ok=True)
     saves = _Saves(stem, settings, done // steps_per_epoch, report)
-    with _Log(f"{stem}.log.jsonl") as log, _closing(progress, total - done) as bar:
+    with _Log(f"{stem}.log.jsonl") as log, _closing(progress, total - done) as bar, _board(settings, stem) as board:
         log.write(event="start", step=done, origin=origin, source=data.source, settings=settings.as_dict())
         clock = _Clock(total - done, report)
         for step in range(done + 1, total + 1):
@@ -87,12 +96,16 @@ def train(settings, data, report=None, progress=None):
                 "images_per_second": round(len(batch["images"]) / clock.tick(), 1),
             }
             log.write(event="step", step=step, epoch=epoch, **entry)
+            if board is not None:
+                board.scalars(step, entry)
             if bar is not None:
                 bar.set_postfix({name: f"{value:.4g}" for name, value in entry.items()}, refresh=False)
                 bar.update(1)
             if step % steps_per_epoch == 0 and (epoch % settings.save_term == 0 or epoch == settings.total_epochs):
                 _check_finite(model, step, epoch, saves.last_good)
-                score = retrieval.evaluate(model, subset(data))["mAP"]
+                found = retrieval.evaluate(model, subset(data))
+                score = found["mAP"]
+                usage = metrics.codebook_usage(found["index"].codes, found["index"].K)
                 model.record = {
                     "epoch": epoch,
                     "step": step,
@@ -105,7 +118,12 @@ def train(settings, data, report=None, progress=None):
                 }
                 model.training_state = training_state.from_optimizer(optimizer, step)
                 path = saves.save(model, epoch)
-                log.write(event="save", step=step, epoch=epoch, path=str(path), mAP_of_subset=score)
+                log.write(event="save", step=step, epoch=epoch, path=str(path), mAP_of_subset=score, **_rounded(usage))
+                if board is not None:
+                    board.scalars(step, {"mAP_of_subset": score})
+                    board.usage(step, usage)
+                    shown = retrieval.answers(_QUERY_SHOWN, found, subset(data))
+                    board.ranked_list(step, **shown, class_names=data.class_names)
                 report(f"epoch {epoch}: loss {losses['loss']:.4f}, mAP of the subset {score:.4f}, saved {path}")
                 clock.restart()
     return model, saves.last_good
@@ -245,6 +263,18 @@ def _use_jit(settings):
     return len(tf.config.list_physical_devices("GPU")) == 1
 
 
+def _make_deterministic():
+    """Have TensorFlow choose, for the rest of the process, the same algorithms in every run on a GPU.
+
+    On a CPU its operations are deterministic as they are. What each step draws is made on the host.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.enable_op_determinism()
+
+
 class _Saves:
     """The models of one run: what was saved last, and which are the oldest where only some are to be kept."""
 
@@ -298,6 +328,18 @@ def _diverged(what, epoch, last_good):
         f"{what} (epoch {epoch}); {last}. Try --precision=float32, smaller alpha or beta, smaller lam_1 and lam_2, "
         "or another --init"
     )
+
+
+def _board(settings, stem):
+    """The run's curves where they are wanted, as a context."""
+    if not settings.tensorboard:
+        return contextlib.nullcontext()
+    return curves.Curves(stem.parent / "tensorboard" / stem.name)
+
+
+def _rounded(usage):
+    """The same as lists: how many codewords of each book occur, and the entropy in bits to three digits."""
+    return {f"codewords_{name}": np.round(by_book, 3).tolist() for name, by_book in usage.items()}
 
 
 @contextlib.contextmanager

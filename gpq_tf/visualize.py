@@ -1,5 +1,7 @@
 """Pictures of what a search found."""
 
+import contextlib
+
 import numpy as np
 
 from gpq_tf.files import replacing
@@ -28,7 +30,7 @@ def ranked_list(path, query_image, query_class, result_images, result_classes, r
     enlarged without smoothing.
 
     Args:
-        path: str or Path ending in .png, replaced atomically.
+        path: str or Path ending in .png, replaced atomically, or a binary file to write into.
         query_image: uint8 (H, W, 3).
         query_class: int or str.
         result_images: sequence of uint8 (H, W, 3), best first; sizes may differ. Ten are drawn, or as many as
@@ -50,7 +52,8 @@ def ranked_list(path, query_image, query_class, result_images, result_classes, r
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if not str(path).lower().endswith(".png"):
+    into_file = hasattr(path, "write")
+    if not into_file and not str(path).lower().endswith(".png"):
         raise ValueError(f"Invalid path. Expected a name ending in .png. Received: path={str(path)!r}")
     if not len(result_images) == len(result_classes) == len(relevant):
         raise ValueError(
@@ -76,8 +79,8 @@ def ranked_list(path, query_image, query_class, result_images, result_classes, r
         x, y = left + column * (_TILE + _GAP), top + row * (_TILE + _CAPTION + _GAP)
         colour = tuple(channel / 255 for channel in (RELEVANT if relevant[i] else IRRELEVANT))
         _tile(figure, x, y, _TILE, image, colour, str(i + 1), _class_name(result_classes[i], class_names))
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=_DPI)
+    with contextlib.nullcontext(path) if into_file else replacing(path) as target:
+        figure.savefig(target, format="png", dpi=_DPI)
 
 
 def _tile(figure, left, top, side, image, colour, heading, caption):

@@ -1,5 +1,8 @@
 """Average precision: by definition, by the originals' recorded figures, with ties to the last item."""
 
+import collections
+import math
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -7,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpq_tf.index import METRICS, PQIndex
-from gpq_tf.metrics import average_precision, mean_average_precision
+from gpq_tf.metrics import average_precision, codebook_usage, mean_average_precision
 from tests import golden
 
 
@@ -243,3 +246,31 @@ def test_golden_spq(case):
             top_n=None if top_n == -1 else int(top_n),
         )
         assert actual == pytest.approx(float(expected), rel=2e-7)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_codebook_usage_counts(n, n_book, n_word, seed):
+    codes = np.random.default_rng(seed).integers(0, n_word, (n, n_book)).astype("uint8")
+    usage = codebook_usage(codes, n_word)
+    for book in range(n_book):
+        counts = collections.Counter(codes[:, book].tolist())
+        assert usage["used"][book] == len(counts)
+        entropy = -sum(count / n * math.log2(count / n) for count in counts.values())
+        assert usage["entropy"][book] == pytest.approx(entropy, abs=1e-12)
+        assert 0 <= usage["entropy"][book] <= math.log2(n_word) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.zeros((0, 3), int), r"Expected integers \(N, M\)"),
+        (np.zeros(3, int), r"Expected integers \(N, M\)"),
+        (np.zeros((2, 3)), "Received: float64"),
+        (np.full((2, 3), 4), "Expected 0 to 3. Received: 4 to 4"),
+        (np.full((2, 3), -1), "Received: -1 to -1"),
+    ],
+)
+def test_codebook_usage_refuses(codes, message):
+    with pytest.raises(ValueError, match=message):
+        codebook_usage(codes, 4)

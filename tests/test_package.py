@@ -35,6 +35,7 @@ ORDER = [
     "training_state",
     "convert",
     "visualize",
+    "curves",
     "train_step",
     "trainer",
     "demo",

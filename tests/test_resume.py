@@ -1,5 +1,11 @@
 """Training that was interrupted goes on as if it had not been, bit for bit."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -169,3 +175,47 @@ def test_a_checkpoint_without_all_slots_has_no_training_state(tmp_path):
     assert any(line.startswith("ignored  C/Adam ") for line in lines)
     write_checkpoint(tmp_path / "demo.ckpt", checkpoint_arrays())
     assert convert.convert(tmp_path / "demo.ckpt")[0].training_state is None
+
+
+@pytest.mark.slow
+def test_killed_runs_end_in_the_same_bits(tmp_path):
+    """The campaign of benchmarks/kill_resume.py, shortened: three processes killed at random moments."""
+    script = Path(__file__).parents[1] / "benchmarks" / "kill_resume.py"
+    out = tmp_path / "result.json"
+    command = [sys.executable, str(script), "--kills=3", "--epochs=8", f"--out={out}"]
+    subprocess.run(command, check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    result = json.loads(out.read_text())
+    assert result["kills"] >= 1
+    assert result["steps"] == 32
+    assert result["weights_equal"]
+    assert result["optimiser_equal"]
+    assert result["losses_equal"]
+
+
+def test_a_step_runs_with_deterministic_operations_only(tmp_path):
+    """What a GPU is asked for: an operation without a deterministic form would raise."""
+    program = f"""
+import tensorflow as tf
+tf.config.experimental.enable_op_determinism()
+from gpq_tf import settings, trainer
+from small_data import coloured_data
+given = ["--width_multiplier=0.0625", "--batch_size=50", "--total_epochs=1", "--model_save_path={tmp_path}"]
+print(trainer.train(settings.resolve(given, "no_such_config.py"), coloured_data())[1])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "gpq_48bits_1.keras").is_file()
+
+
+@pytest.mark.parametrize(("gpus", "switched"), [([], False), (["GPU:0"], True)])
+def test_determinism_is_asked_for_on_a_gpu_alone(monkeypatch, gpus, switched):
+    import tensorflow as tf
+
+    calls = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: calls.append(True))
+    trainer._make_deterministic()
+    assert calls == [True] * switched
