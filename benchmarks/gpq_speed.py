@@ -1,0 +1,193 @@
+"""GPQ at full width: time of a training step and of encoding, beside the original's where TensorFlow 1.14 is installed.
+
+    python benchmarks/gpq_speed.py --original=CHECKOUT --python37=PATH
+
+CHECKOUT is a copy of the original's repository, PATH a Python 3.7 with tensorflow==1.14.0, tflearn==0.3.2,
+numpy==1.16.6, matplotlib==3.2.1, scipy, pillow and "protobuf<3.21". Without them our own figures are printed alone.
+
+A step is what train.py does: 500 labelled and 500 unlabelled images drawn, augmented, forward, backward, Adam. Each
+program runs in a process of its own, in turn, --rounds times; the first two steps of a process, which compile, do not
+count. Printed are medians over all rounds, ratios to the original, the share of drawing and augmentation, and from
+TensorFlow's profiler which operations take a step's time. Results go to benchmarks/results/gpq_speed.json.
+"""
+
+import argparse
+import collections
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+PRECISIONS = ("float32", "mixed_bfloat16")
+WARM_UP, STEPS, ORIGINAL_STEPS = 2, 5, 5
+ENCODED, REPEATS = 2000, 4
+# What a step of 20 operations or more is made of, by the beginning of the operation's name.
+GROUPS = {
+    "convolution, gradient of the kernel": ("Conv2DBackpropFilter",),
+    "convolution, gradient of the input": ("Conv2DBackpropInput",),
+    "convolution": ("Conv2D", "FusedConv2D"),
+    "matrix products (4x4 convolutions, head)": ("MatMul", "BatchMatMul", "FusedMatMul"),
+    "batch normalisation": ("FusedBatchNorm",),
+    "ReLU": ("Relu",),
+    "pooling": ("MaxPool",),
+}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--original", default=None)
+    parser.add_argument("--python37", default=None)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", default=HERE / "results" / "gpq_speed.json")
+    parser.add_argument("--ours", choices=PRECISIONS, default=None, help="one process of ours; prints JSON")
+    options = parser.parse_args(arguments)
+    if options.ours:
+        print(json.dumps(_measure(options.ours)))
+        return
+
+    programs = {precision: [sys.executable, __file__, f"--ours={precision}"] for precision in PRECISIONS}
+    if options.original and options.python37:
+        sizes = [str(ORIGINAL_STEPS), str(ENCODED)]
+        programs["original"] = [options.python37, str(HERE / "original_gpq.py"), options.original, *sizes]
+    runs = collections.defaultdict(list)
+    for turn in range(options.rounds):
+        for name, command in programs.items():
+            finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            runs[name].append(json.loads(finished.stdout.splitlines()[-1]))
+            print(f"round {turn + 1}: {name} done", file=sys.stderr, flush=True)
+    result = {
+        "command": "python benchmarks/gpq_speed.py --original=CHECKOUT --python37=PATH",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, amx_bf16: {_has_amx()}",
+        "rounds": options.rounds,
+        "medians": {name: _medians(found) for name, found in runs.items()},
+        "profile_of_a_step": {name: runs[name][0]["profile"] for name in PRECISIONS},
+        "runs": {
+            name: [{k: v for k, v in run.items() if k != "profile"} for run in found] for name, found in runs.items()
+        },
+    }
+    if "original" in runs:
+        reference = result["medians"]["original"]
+        result["times_the_original"] = {
+            name: {
+                "step": round(reference["step_s"] / result["medians"][name]["step_s"], 2),
+                "encoding": round(result["medians"][name]["encode_images_per_s"] / reference["encode_images_per_s"], 2),
+            }
+            for name in PRECISIONS
+        }
+    for key in ("medians", "times_the_original", "profile_of_a_step"):
+        for name, found in result.get(key, {}).items():
+            print(key, name, found)
+
+    from gpq_tf.files import write_json
+
+    write_json(options.out, result)
+
+
+def _medians(runs):
+    steps = [seconds for run in runs for seconds in run["step_s"][WARM_UP:]]
+    draws = [seconds for run in runs for seconds in run["draw_s"][WARM_UP:]]
+    encodings = [seconds for run in runs for seconds in run["encode_s"][1:]]
+    medians = {
+        "step_s": round(statistics.median(steps), 3),
+        "step_s_range": [round(min(steps), 3), round(max(steps), 3)],
+        "draw_s": round(statistics.median(draws), 4),
+        "encode_images_per_s": round(1 / statistics.median(encodings), 1),
+    }
+    if "augment_s" in runs[0]:
+        augmentation = statistics.median(seconds for run in runs for seconds in run["augment_s"][1:])
+        share = (medians["draw_s"] + augmentation) / medians["step_s"]
+        medians |= {"augment_s": round(augmentation, 4), "share_of_drawing_and_augmentation": round(share, 4)}
+    return medians
+
+
+def _measure(precision):
+    """Seconds of our steps, of drawing, of augmentation alone, of encoding an image; and a profile."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+    from gpq_tf import augment, heads, settings
+    from gpq_tf.backbones import vgg
+    from gpq_tf.data import RetrievalData
+    from gpq_tf.network import RetrievalModel
+    from gpq_tf.ops import compiled
+    from gpq_tf.train_step import make_step
+
+    chosen = settings.resolve([f"--precision={precision}"], "no config.py")
+    rng = np.random.default_rng(0)
+    labelled, unlabelled = (rng.integers(0, 256, (n, 32, 32, 3), "uint8") for n in (5000, 54000))
+    labels = rng.integers(0, 10, 5000)
+    empty = dict.fromkeys(RetrievalData.__dataclass_fields__)
+    data = RetrievalData(
+        **{**empty, "labelled_images": labelled, "labelled_labels": labels, "unlabelled_images": unlabelled}
+    )
+    recipe = heads.recipe("gpq")
+    model = RetrievalModel(dtype=precision)
+    step = make_step(model, lambda batch: recipe.training_losses(model, batch, chosen), recipe.optimizer())
+    result = {"draw_s": [], "step_s": [], "augment_s": [], "encode_s": []}
+    for number in range(WARM_UP + STEPS):
+        start = time.perf_counter()
+        batch = recipe.draw_batch(data, chosen, number)
+        drawn = time.perf_counter()
+        _ = {name: float(value) for name, value in step(batch).items()}
+        result["step_s"].append(time.perf_counter() - start)
+        result["draw_s"].append(drawn - start)
+    result["profile"] = _profile(lambda: float(step(batch)["loss"]))
+
+    augmentation = compiled(
+        lambda batch: augment.flip_and_crop(vgg.preprocess(batch["images"]), batch["flips"], batch["offsets"]), False
+    )
+    for _ in range(1 + REPEATS):
+        start = time.perf_counter()
+        np.asarray(augmentation(batch))
+        result["augment_s"].append(time.perf_counter() - start)
+    for _ in range(1 + REPEATS):
+        start = time.perf_counter()
+        model.embed(unlabelled[:ENCODED])
+        result["encode_s"].append((time.perf_counter() - start) / ENCODED)
+    return result
+
+
+def _profile(function):
+    """Share of each kind of operation in the time of all operations of one call."""
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder):
+            function()
+        (trace,) = Path(folder).rglob("*.xplane.pb")
+        space = xplane_pb2.XSpace.FromString(trace.read_bytes())
+    seconds = collections.Counter()
+    for plane in space.planes:
+        for line in plane.lines:
+            for event in line.events:
+                # an operation's event is called "name:Kind" or "name:_MklNativeKind"; the others are the runtime's own
+                operation = re.fullmatch(r"[^:]*:_?(Mkl)?(Native)?(\w+)", plane.event_metadata[event.metadata_id].name)
+                if operation:
+                    seconds[_group(operation[3])] += event.duration_ps / 1e12
+    total = sum(seconds.values())
+    return {name: round(value / total, 3) for name, value in seconds.most_common()}
+
+
+def _group(kind):
+    for name, beginnings in GROUPS.items():
+        if kind.startswith(beginnings):
+            return name
+    return "all else"
+
+
+def _has_amx():
+    cpu = Path("/proc/cpuinfo")
+    return cpu.exists() and "amx_bf16" in cpu.read_text()
+
+
+if __name__ == "__main__":
+    main()
