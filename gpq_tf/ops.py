@@ -111,8 +111,8 @@ def batch_normalize(x, gamma, beta, epsilon):
         )
         return y, mean, variance
     mean, variance = ops.moments(ops.cast(x, "float32"), axes=(0, 1, 2))
-    scale = gamma * ops.rsqrt(variance + epsilon)
-    y = x * ops.cast(scale, x.dtype) + ops.cast(beta - mean * scale, x.dtype)
+    # Centred first: in x * scale + shift the gradients of scale and shift would cancel each other.
+    y = ops.cast((ops.cast(x, "float32") - mean) * (gamma * ops.rsqrt(variance + epsilon)) + beta, x.dtype)
     count = ops.cast(ops.size(x) // x.shape[-1], "float32")
     return y, mean, variance * count / ops.maximum(count - 1.0, 1.0)
 

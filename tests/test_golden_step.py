@@ -19,6 +19,9 @@ import golden
 pytestmark = golden.needs_golden
 
 LEARNING_RATE = 2e-4
+# The recorded gradients are up to 1.5e-5 off the float64 ones. JAX adds in another order than TensorFlow, which both
+# programs use, so its own rounding comes on top: 1.8e-5 was seen, for the shift of the first normalisation.
+GRADIENT_TOLERANCE = 1.5e-5 if keras.backend.backend() == "tensorflow" else 2e-5
 
 
 def variables_of(model):
@@ -122,7 +125,7 @@ def test_narrow_gradients_of_every_variable(narrow):
         if is_conv_bias(name):
             assert np.abs(found[name]).max() < 1e-5  # zero but for rounding, there as here
         else:
-            assert golden.worst(found[name], value) < 1.5e-5, name
+            assert golden.worst(found[name], value) < GRADIENT_TOLERANCE, name
 
 
 def test_narrow_two_steps_of_every_variable_and_slot(narrow):

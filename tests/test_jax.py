@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# Two processes side by side, of about equal length: compiling, which is most of the time, keeps one processor busy.
+# Processes side by side, of about equal length: compiling, which is most of the time, keeps one processor busy.
 GROUPS = (
     (
         "test_golden_gpq.py",
@@ -29,6 +29,8 @@ GROUPS = (
         "test_model_file.py::test_float16_rounds_matrices_and_halves_the_file",
     ),
 )
+# Whole training steps: beside the others in the slow run.
+STEPS = ("test_golden_step.py", "test_heads_gpq.py")
 # About 270 with the golden numbers, 170 without.
 FEWEST = 150
 
@@ -49,7 +51,8 @@ def test_the_mathematics_is_the_same_on_jax(optimised):
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     options = {"cwd": Path(__file__).parent, "env": environment, "text": True, "stdout": subprocess.PIPE}
-    runs = [subprocess.Popen([*command, *group], stderr=subprocess.STDOUT, **options) for group in GROUPS]
+    groups = [*GROUPS, STEPS] if optimised else GROUPS
+    runs = [subprocess.Popen([*command, *group], stderr=subprocess.STDOUT, **options) for group in groups]
     n_passed = 0
     for run, (output, _) in [(run, run.communicate()) for run in runs]:
         assert run.returncode == 0, output[-5000:]
