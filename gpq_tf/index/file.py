@@ -33,7 +33,7 @@ from gpq_tf.index.store import Store, packed_type, packed_width, wrong_row
 FORMAT, FORMAT_VERSION = "gpq_tf index", 1
 _DTYPES = {"F32": "<f4", "I64": "<i8", "I32": "<i4", "U16": "<u2", "U8": "u1"}
 _LARGEST_HEADER = 2**20  # bytes; what `write` makes has fewer than 40,000
-_CHUNK_BYTES = 2**24  # read and hashed at a time
+_CHUNK_BYTES = 2**20  # read and hashed at a time, while they are in the processor's cache
 _ZEROS, _DIGEST_KEY = b"0" * 64, b'"header_sha256":"'
 _TEXTS = {"format", "version", "metric", "count", "M", "K", "d", "next_id", "sha256", "header_sha256"}
 
