@@ -191,7 +191,7 @@ def test_every_cut_and_every_extension_is_refused(saved):
         ({"K": "1"}, "Expected the sizes of an index. Received: M, K, d, count, next_id = 5, 1, 3, 40, 254"),
         ({"M": "257"}, "Expected the sizes of an index. Received: M, K, d, count, next_id = 257, 10, 3, 40, 254"),
         ({"next_id": "3"}, "Expected ids below next_id=3, none of them -1. Received: -20 to 253"),
-        ({"first_id": "0"}, "Expected tensors codebook, codes, labels, path_ends, paths. Received: codebook, "),
+        ({"first_id": "0"}, "Expected tensors codebook, codes, labels, path_ends, paths. Received: ['codeb"),
         ({"sha256": "[]"}, "Expected one sha256 for each tensor. Received: []"),
         ({"sha256": "{}"}, "Expected one sha256 for each tensor. Received: {}"),
         ({"extra": "1"}, "Expected text for K, M, count, d, format, header_sha256, metric, next_id, sha256, version."),

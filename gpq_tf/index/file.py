@@ -155,7 +155,7 @@ def _read_header(file, file_size):
     _check_digest(prefix + text)
     optional = {"first_id", "model"}
     if not _TEXTS <= set(metadata) <= _TEXTS | optional or not all(isinstance(v, str) for v in metadata.values()):
-        raise _Wrong(f"text for {', '.join(sorted(_TEXTS))}", f"metadata with {', '.join(sorted(metadata))[:400]}")
+        raise _Wrong(f"text for {', '.join(sorted(_TEXTS))}", str(sorted(metadata))[:400])
     return _entries(header, file_size - 8 - length), metadata, 8 + length
 
 
@@ -209,7 +209,7 @@ def _described(metadata):
         model = _json(metadata["model"], "a model") if "model" in metadata else None
         return metric, arguments.checked_model(model), sizes
     except ValueError as error:
-        raise _Wrong("metric and model of an index", error) from error
+        raise _Wrong("metric and model of an index", str(error)[:400]) from error
 
 
 def _check_tensors(entries, M, K, d, count, has_ids):
@@ -226,7 +226,7 @@ def _check_tensors(entries, M, K, d, count, has_ids):
         expected["path_ends"] = [("I64", (count,))]
         expected["paths"] = [("U8", entries.get("paths", (0, (0,)))[1][:1])]
     if set(entries) != set(expected):
-        raise _Wrong(f"tensors {', '.join(sorted(expected))}", ", ".join(sorted(entries))[:400])
+        raise _Wrong(f"tensors {', '.join(sorted(expected))}", str(sorted(entries))[:400])
     for name, ways in expected.items():
         if entries[name][:2] not in ways or (name == "labels" and 0 in entries[name][1]):
             dtype, shape = ways[-1]
