@@ -343,7 +343,7 @@ def test_multi_hot_labels_of_other_values_are_refused(tmp_path):
 def test_a_mapped_index_refuses_wrong_codes_when_it_comes_to_them(saved):
     write_tensors(saved, {"codes": np.full((40, 3), 0xFF, np.uint8)})
     mapped = PQIndex.load(saved, verify=False)
-    with pytest.raises(ValueError, match=r"index.safetensors'. Expected codes below K=10. Received: 15$"):
+    with pytest.raises(ValueError, match=r"index.safetensors'. Expected codes below K=10. Received: 15 in row 0$"):
         mapped.search(np.zeros((1, 15)), 1)
 
 

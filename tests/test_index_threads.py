@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from gpq_tf.index import PQIndex, Snapshot
+from gpq_tf.index import PQIndex, exact
 
 
 @pytest.fixture
@@ -118,15 +118,15 @@ def test_a_change_while_a_search_prepares_itself_belongs_to_the_next_search(monk
     before = index.search(query, 40)
     index.add(codes[:1], ids=[99])
     index.remove([99])
-    of = Snapshot.of
+    nearest = exact.nearest
 
     def changed_meanwhile(*arguments):
         monkeypatch.undo()
         index.remove(range(10))
         index.add(codes[20:])
-        return of(*arguments)
+        return nearest(*arguments)
 
-    monkeypatch.setattr(Snapshot, "of", changed_meanwhile)
+    monkeypatch.setattr(exact, "nearest", changed_meanwhile)
     for expected, found in zip(before, index.search(query, 40), strict=True):
         np.testing.assert_array_equal(found, expected)
     alone = PQIndex(index.codebook)

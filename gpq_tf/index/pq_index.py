@@ -4,11 +4,11 @@ import threading
 
 import numpy as np
 
-from gpq_tf.index import arguments, file
+from gpq_tf.index import arguments, exact, file
 from gpq_tf.index import ids as id_rows
 from gpq_tf.index.rows import read_only
 from gpq_tf.index.snapshot import Snapshot
-from gpq_tf.index.store import Store
+from gpq_tf.index.store import PACKED_K, Store
 
 
 class PQIndex:
@@ -24,7 +24,7 @@ class PQIndex:
 
     Per query, the M * K distances of its parts to all codewords are tabulated; the distance to a code is the
     float32 sum of its M entries, first book first. So equal codes have bit-equal distances, wherever they lie
-    and however many queries come along. Only distinct codes are summed: learned codes repeat.
+    and however many queries come along.
 
     Codes take ceil(M / 2) bytes up to K = 16, M bytes up to K = 256, 2 M above. Ids take nothing while they are
     consecutive numbers, 8 bytes each otherwise. Every code has a label and a path, or none has.
@@ -132,8 +132,8 @@ class PQIndex:
             >>> index.add(np.zeros((1000, 12), int))
             >>> print(index.describe())
             1000 codes of 48 bits (M=12 books, K=16 codewords of d=4), inner_product
-            bytes: codes 6000, ids 0, labels 0, paths 0, grouped for search 0
-            engine: exact, which sums the distance to every distinct code
+            bytes: codes 6000, ids 0, labels 0, paths 0, grouped for metrics 0
+            engine: exact, which sums the distance to every code
         """
         store, (of, grouped) = self._store, self._grouped
         held = {
@@ -141,13 +141,13 @@ class PQIndex:
             "ids": 0 if isinstance(store.ids, range) else store.ids.nbytes,
             "labels": 0 if store.labels is None else store.labels.nbytes,
             "paths": 0 if store.paths is None else store.paths.nbytes,
-            "grouped for search": grouped.nbytes if of is store else 0,
+            "grouped for metrics": grouped.nbytes if of is store else 0,
         }
         return (
             f"{len(store)} codes of {self.M * (self.K - 1).bit_length()} bits (M={self.M} books, K={self.K} codewords "
             f"of d={self.d}), {self.metric}\n"
             f"bytes: {', '.join(f'{name} {n}' for name, n in held.items())}\n"
-            "engine: exact, which sums the distance to every distinct code"
+            "engine: exact, which sums the distance to every code"
         )
 
     def add(self, codes, ids=None, labels=None, paths=None):
@@ -243,18 +243,11 @@ class PQIndex:
         """
         queries, k = self.checked_queries(queries), arguments.checked_k(k)
         store = self._store
-        snapshot = self._snapshot_of(store)
-        nearest_distances = np.full((len(queries), k), np.inf, np.float32)
-        nearest_ids = np.full((len(queries), k), -1, np.int64)
-
-        def fill(rows, distances):
-            for row, to_distinct in zip(range(rows.start, rows.stop), distances, strict=True):
-                positions = snapshot.nearest(to_distinct, k)
-                nearest_distances[row, : len(positions)] = to_distinct[snapshot.inverse[positions]]
-                nearest_ids[row, : len(positions)] = id_rows.taken_from(store.ids, positions)
-
-        snapshot.map_distances(fill, queries)
-        return nearest_distances, nearest_ids
+        rows, packed = store.checked_rows(), self.K <= PACKED_K
+        distances, positions = exact.nearest(self.codebook, self.metric, rows, packed, queries, k)
+        found = positions >= 0
+        positions[found] = id_rows.taken_from(store.ids, positions[found])
+        return distances, positions
 
     def checked_queries(self, queries):
         """`queries` as float32 (Q, D), or ValueError, as in `search`."""

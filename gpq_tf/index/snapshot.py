@@ -1,4 +1,4 @@
-"""The exact engine: codes grouped by equality, distances summed from a table, order right to the last tie."""
+"""Codes grouped by equality, with distances summed from a table once for each distinct code: what metrics rank."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -80,35 +80,12 @@ class Snapshot:
         with ThreadPoolExecutor(_WORKERS) as pool:
             return list(pool.map(work, blocks))
 
-    def nearest(self, distances, k):
-        """The positions of the k nearest codes, or of all if fewer, nearest first, ties in insertion order.
-
-        Args:
-            distances: float32 (U,), of one query to the distinct codes.
-            k: int.
-        """
-        # The k nearest distinct codes stand for at least k codes: none farther can be among the nearest.
-        farthest = np.partition(distances, k - 1)[k - 1] if k < len(distances) else np.inf
-        near = np.flatnonzero(distances <= farthest)
-        # Of equal codes the first k suffice.
-        counts = np.minimum(self.starts[near + 1] - self.starts[near], k)
-        ends = np.cumsum(counts)
-        # [starts[u] + i for u in near for i in range(counts[u])]
-        places = np.repeat(self.starts[near] - (ends - counts), counts) + np.arange(counts.sum())
-        positions = np.sort(self.members[places])
-        return positions[stable_argsort(distances[self.inverse[positions]])[:k]]
-
     def _distances(self, queries, rows):
         """float32 (len(rows), U): the sums of table entries over the books, first book first.
 
         For every query q and distinct code u: sum(table[j, distinct[j, u], q] for j in range(M)), in float32.
         """
-        table = distance_table(queries[rows], self.codebook, self.metric)
-        # Infinite terms of both signs would make NaN, which has no place in an order.
-        fits = np.abs(table).max(axis=(0, 1)) < np.finfo(np.float32).max / len(table)
-        if not fits.all():
-            row = rows.start + fits.argmin()
-            raise ValueError(f"Invalid queries. Expected distances that fit float32. Received: larger in row {row}")
+        table = checked_table(self.codebook, self.metric, queries, rows)
         n_queries, n_codes = table.shape[2], self.distinct.shape[1]
         distances = np.empty((n_queries, n_codes), np.float32)
         chunk = _CHUNK_ENTRIES // n_queries
@@ -119,6 +96,30 @@ class Snapshot:
                 total += table[book].take(words[book], axis=0)
             distances[:, at : at + chunk] = total.T
         return distances
+
+
+def checked_table(codebook, metric, queries, rows):
+    """`distance_table` of queries[rows], refused where a sum of its entries could overflow float32.
+
+    Args:
+        codebook: float32 (M, K, d).
+        metric: str, one of `METRICS`.
+        queries: float32 (Q, M * d).
+        rows: slice with a start.
+
+    Returns:
+        float32 (M, K, n).
+
+    Raises:
+        ValueError: naming the row.
+    """
+    table = distance_table(queries[rows], codebook, metric)
+    # Infinite terms of both signs would make NaN, which has no place in an order.
+    fits = np.abs(table).max(axis=(0, 1)) < np.finfo(np.float32).max / len(table)
+    if not fits.all():
+        row = rows.start + fits.argmin()
+        raise ValueError(f"Invalid queries. Expected distances that fit float32. Received: larger in row {row}")
+    return table
 
 
 def distance_table(queries, codebook, metric):

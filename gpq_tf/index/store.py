@@ -7,7 +7,7 @@ import numpy as np
 from gpq_tf.index import ids as id_rows
 from gpq_tf.index.rows import Rows, Texts, read_only
 
-_PACKED_K = 16  # up to here two codewords share a byte
+PACKED_K = 16  # up to here two codewords share a byte
 _CHUNK_CODES = 2**16  # unpacked at a time where all are looked at
 
 
@@ -52,6 +52,18 @@ class Store:
             )
         return read_only(codes)
 
+    def checked_rows(self):
+        """The packed codes, (N, W); refused where they come from a file not looked at yet and one is above K - 1."""
+        if self.unchecked is not None:
+            wrong = wrong_row(self.packed.array, self.M, self.K)
+            if wrong is not None:
+                found = unpack(self.packed.array[wrong : wrong + 1], self.M, self.K).max()
+                raise ValueError(
+                    f"Invalid index file {self.unchecked!r}. Expected codes below K={self.K}. Received: {found} in row "
+                    f"{wrong}"
+                )
+        return self.packed.array
+
     def added(self, codes, ids, labels=None, paths=None):
         """This store and n codes behind it.
 
@@ -86,7 +98,7 @@ class Store:
 
 def packed_width(M, K):
     """int, elements of `packed_type` a code."""
-    return (M + 1) // 2 if K <= _PACKED_K else M
+    return (M + 1) // 2 if K <= PACKED_K else M
 
 
 def packed_type(K):
@@ -110,7 +122,7 @@ def pack(codes, K):
         >>> pack(np.array([[1, 2, 15]]), K=16)
         array([[33, 15]], dtype=uint8)
     """
-    if K > _PACKED_K:
+    if K > PACKED_K:
         return codes.astype(packed_type(K))
     packed = codes[:, 0::2].astype(np.uint8)
     packed[:, : codes.shape[1] // 2] |= codes[:, 1::2].astype(np.uint8) << 4
@@ -124,7 +136,7 @@ def unpack(packed, M, K):
         >>> unpack(np.array([[33, 15]], np.uint8), M=3, K=16)
         array([[ 1,  2, 15]], dtype=uint8)
     """
-    if K > _PACKED_K:
+    if K > PACKED_K:
         return packed[:]
     codes = np.empty((len(packed), M), np.uint8)
     codes[:, 0::2] = packed & 15
@@ -134,12 +146,12 @@ def unpack(packed, M, K):
 
 def wrong_row(packed, M, K):
     """The first row of packed codes that `pack` would not make, or None."""
-    if np.iinfo(packed.dtype).max + 1 == K or (K == _PACKED_K and M % 2 == 0):
+    if np.iinfo(packed.dtype).max + 1 == K or (K == PACKED_K and M % 2 == 0):
         return None  # there is no wrong one
     for at in range(0, len(packed), _CHUNK_CODES):
         chunk = packed[at : at + _CHUNK_CODES]
         wrong = (unpack(chunk, M, K) >= K).any(axis=1)
-        if K <= _PACKED_K and M % 2:
+        if K <= PACKED_K and M % 2:
             wrong |= chunk[:, -1] > 15
         if wrong.any():
             return at + int(wrong.argmax())
