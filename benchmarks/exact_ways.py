@@ -4,8 +4,8 @@
 
 Decode and multiply: codes -> vectors (N, D), times the queries. One-hot: codes -> (N, M * K) of 0 and 1, times the
 distance table. Look up: the M entries of the table that a code names, added. 48-bit codes (12 books of 16 codewords of
-length 12), drawn uniformly: none of the three depends on what they are. Prints billions of distances a second (the best
-of several runs, chunks of 32,768 codes, 64 queries), and whether the result has the bits of the definition, float32 sums
+length 12), drawn uniformly: none of the three depends on what they are. Prints billions of distances a second (best
+of runs, chunks of 32,768 codes, 64 queries), and whether the result has the bits of the definition, float32 sums
 first book first. Writes benchmarks/results/exact_ways_BACKEND.json.
 """
 
