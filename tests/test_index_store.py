@@ -292,7 +292,9 @@ def test_positions_of_unknown_ids_are_refused(index):
 
 @pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda index: pickle.loads(pickle.dumps(index))])
 def test_a_copy_grows_on_its_own(index, clone):
-    index.add([[3, 3, 3]], labels=[1], paths=["e"])
+    for _ in range(9):
+        index.add([[3, 3, 3]], labels=[1], paths=["e"])
+    assert len(index._store.packed.room.array) > 13  # so that both could grow into it
     other = clone(index)
     index.add([[1, 2, 3]], labels=[2], paths=["first"])
     other.add([[0, 1, 0]], labels=[3], paths=["second"])
