@@ -54,21 +54,22 @@ def expected_average_precision(sizes, hits, harmonic, top_n=None, n_relevant=Non
         >>> one_of_two == (1 / 1 + 1 / 2) / 2
         True
     """
-    before, found = np.cumsum(sizes) - sizes, np.cumsum(hits) - hits
+    with_hits = np.flatnonzero(hits)
+    before, found = (np.cumsum(sizes) - sizes)[with_hits], (np.cumsum(hits) - hits)[with_hits]
+    sizes, hits = sizes[with_hits], hits[with_hits]
     places = sizes if top_n is None else np.clip(top_n - before, 0, sizes)
     if n_relevant is not None:
-        sums = _expected_sum(places, hits, sizes, before, found, harmonic)
-        return float(np.sum(sums) / n_relevant) if n_relevant else 0.0
-    whole = (places == sizes) & (hits > 0)
-    total = np.sum(_expected_sum(sizes[whole], hits[whole], sizes[whole], before[whole], found[whole], harmonic))
-    n_found = np.sum(hits[whole])
-    cut = np.flatnonzero((places > 0) & (places < sizes) & (hits > 0))
-    if len(cut) == 0:
+        total = np.sum(_expected_sum(places, hits, sizes, before, found, harmonic))
+        return float(total / n_relevant) if n_relevant else 0.0
+    n_whole = np.count_nonzero(places == sizes)  # the nearest groups; of at most one further, some places count
+    nearest = slice(n_whole)
+    total = np.sum(_expected_sum(places, hits, sizes, before, found, harmonic)[nearest])
+    n_found = np.sum(hits[nearest])
+    if n_whole == len(sizes) or places[n_whole] == 0:
         return float(total / n_found) if n_found else 0.0
-    (cut,) = cut
-    m = places[cut]
-    x, probability = _hypergeometric(sizes[cut], hits[cut], m)
-    totals = total + _expected_sum(m, x, m, before[cut], n_found, harmonic)
+    m = places[n_whole]
+    x, probability = _hypergeometric(sizes[n_whole], hits[n_whole], m)
+    totals = total + _expected_sum(m, x, m, before[n_whole], n_found, harmonic)
     return float(np.sum(probability * totals / np.maximum(n_found + x, 1)))  # without any, total is 0
 
 

@@ -17,7 +17,7 @@ class Ranking:
     """
 
     def __init__(self, snapshot):
-        self._members, self._starts = snapshot.members, snapshot.starts
+        self._members, self._starts, self._inverse = snapshot.members, snapshot.starts, snapshot.inverse
         self._sizes = np.diff(self._starts)
         self._distinct = np.repeat(np.arange(len(self._sizes)), self._sizes)  # (N,): place -> distinct code
 
@@ -36,23 +36,11 @@ class Ranking:
             ascending intp (at most R,).
         """
         order = self._nearest(distances, top_n)
-        sizes, starts = self._sizes[order], self._starts[order]
-        nearer = np.cumsum(sizes) - sizes
-        # A code at place p has rank shift[its distinct code] + p: equal codes rank as they stand.
-        beyond = len(self) + 1  # makes ranks that are cut off below
-        shift = np.full(len(self._sizes), beyond)
-        shift[order] = nearer + 1 - starts
         together = equal_neighbours(distances[order])
-        if together.any():
-            # Different codes, equally far, take turns in insertion order.
-            shift[order[together]] = beyond
-            apart = self._ranks_of_tied(
-                distances[order[together]], nearer[together], starts[together], sizes[together], relevant
-            )
+        if self._sizes[order[together]].sum() > len(self) / 4:  # as where books have two codewords of unit length
+            ranks = self._ranks_by_sorting_all(distances, relevant)
         else:
-            apart = np.empty(0, np.intp)
-        ranks = np.concatenate([shift[self._distinct[relevant]] + relevant, apart])
-        ranks.sort()
+            ranks = self._ranks_by_distinct_codes(distances, relevant, order, together)
         last = len(self) if top_n is None else min(top_n, len(self))
         return ranks[: np.searchsorted(ranks, last, side="right")]
 
@@ -82,15 +70,35 @@ class Ranking:
         near = np.flatnonzero(distances <= np.partition(distances, top_n - 1)[top_n - 1])
         return near[stable_argsort(distances[near])]
 
-    def _ranks_of_tied(self, distances, nearer, starts, sizes, relevant):
-        """The ranks of relevant codes among several distinct ones, each equally far as a neighbour; nearest first."""
-        group = np.zeros(len(distances), np.uint64)
-        group[1:] = np.cumsum(distances[1:] != distances[:-1])
-        places = _ranges(starts, sizes)
-        keys = np.repeat(group << np.uint64(32), sizes) | self._members[places].astype(np.uint64)
-        is_relevant = np.zeros(len(self), bool)
-        is_relevant[relevant] = True
-        return _ranges(nearer + 1, sizes)[is_relevant[places[np.argsort(keys)]]]
+    def _ranks_by_distinct_codes(self, distances, relevant, order, together):
+        sizes, starts = self._sizes[order], self._starts[order]
+        nearer = np.cumsum(sizes) - sizes
+        # A code at place p has rank shift[its distinct code] + p: equal codes rank as they stand.
+        beyond = len(self) + 1  # for codes that are too far, whose ranks then exceed all others
+        shift = np.full(len(self._sizes), beyond)
+        shift[order] = nearer + 1 - starts
+        if not together.any():
+            return np.sort(shift[self._distinct[relevant]] + relevant)
+        # Different codes, equally far, take turns in insertion order. Sort them by group and position: as in
+        # `stable_argsort`, no two keys are equal, and any sort is stable.
+        nearer, starts, sizes, codes = nearer[together], starts[together], sizes[together], order[together]
+        shift[codes] = beyond
+        group = np.cumsum(np.diff(distances[codes], prepend=distances[codes[0]]) != 0).astype(np.uint64)
+        keys = np.repeat(group << np.uint64(32), sizes)
+        keys |= self._members[_ranges(starts, sizes)].astype(np.uint64)
+        keys.sort()
+        positions = (keys & np.uint64(0xFFFFFFFF)).astype(np.intp)
+        tied = _ranges(nearer + 1, sizes)[self._is_relevant(relevant)[positions]]
+        return np.sort(np.append(shift[self._distinct[relevant]] + relevant, tied))
+
+    def _ranks_by_sorting_all(self, distances, relevant):
+        return np.flatnonzero(self._is_relevant(relevant)[stable_argsort(distances[self._inverse])]) + 1
+
+    def _is_relevant(self, relevant):
+        """bool (N,), in insertion order."""
+        flags = np.zeros(len(self), bool)
+        flags[self._members[relevant]] = True
+        return flags
 
 
 def equal_neighbours(ordered):
