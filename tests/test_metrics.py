@@ -2,6 +2,7 @@
 
 import collections
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpq_tf.index import METRICS, PQIndex
-from gpq_tf.metrics import average_precision, codebook_usage, mean_average_precision
+from gpq_tf.metrics import average_precision, codebook_usage, mean_average_precision, precision_recall_curve
 from gpq_tf.metrics.ap import DENOMINATORS
 from tests import golden, rankings
 from tests.rankings import random_problem
@@ -95,6 +96,41 @@ def test_equally_far_codes_interleave_in_gallery_order():
     labels = ["b", "a", "a", "b"]
     assert mean_average_precision([[1.0, 1.0]], ["a"], index, labels) == (1 / 2 + 2 / 3) / 2
     assert mean_average_precision([[1.0, 1.0]], ["b"], index, labels) == (1 / 1 + 2 / 4) / 2
+
+
+@pytest.mark.parametrize("top_n", [None, 7, 150, 400])
+def test_a_few_different_codes_are_equally_far(top_n):
+    """Neither none nor most of the gallery, which are ranked in other ways."""
+    rng = np.random.default_rng(6)
+    codebook = rng.standard_normal((4, 6, 2))
+    codebook[0, 5] = codebook[0, 4]
+    index = PQIndex(codebook)
+    index.add(np.where(rng.random((300, 4)) < 0.97, rng.integers(0, 5, (300, 4)), rng.integers(4, 6, (300, 4))))
+    index.add(index.codes[rng.permutation(300)[:30]])
+    twins = index.codes[index.codes[:, 0] >= 4].copy()[:12]
+    twins[:, 0] = 9 - twins[:, 0]
+    index.add(twins)
+    queries = rng.standard_normal((20, 8)).astype(np.float32)
+    distances, n = rankings.distances_to_all(index, queries), len(index)
+    n_codes = [len(np.unique(index.codes[distances[0] == value], axis=0)) for value in distances[0]]
+    assert 0 < np.count_nonzero(np.array(n_codes) > 1) < n / 4
+    relevance = rng.random((20, n)) < 0.3
+    actual = mean_average_precision(queries, None, index, None, top_n, similarity=relevance)
+    assert actual == pytest.approx(brute_force(index, queries, relevance, top_n), rel=1e-13)
+
+
+def test_no_matrix_of_queries_by_codes_is_held():
+    rng = np.random.default_rng(7)
+    index = PQIndex(rng.standard_normal((4, 16, 2)))
+    index.add(rng.integers(0, 16, (20_000, 4)))
+    queries, labels = rng.standard_normal((2000, 8)).astype(np.float32), rng.integers(0, 10, 22_000)
+    index.snapshot()
+    for metric, ranks in ((mean_average_precision, None), (precision_recall_curve, [1, 20_000])):
+        tracemalloc.start()
+        metric(queries, labels[:2000], index, labels[2000:], ranks)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2000 * 20_000 * 4 / 2  # bytes of their float32 distances
 
 
 def test_multi_hot_labels_are_relevant_when_one_is_shared():

@@ -1,5 +1,7 @@
 """Recall@k: by definition, by the original evaluator's recorded figures, with ties to the last item."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -53,6 +55,17 @@ def test_small_blocks_give_the_same(monkeypatch):
     monkeypatch.setattr(recall, "_BLOCK_ENTRIES", 120)  # blocks of 2 rows
     monkeypatch.setattr(recall, "_EXACT_ENTRIES", 12)  # 3 distances at a time
     assert recall_at_k(embeddings, labels) == expected
+
+
+def test_no_matrix_of_all_distances_is_held(monkeypatch):
+    monkeypatch.setattr(recall, "_BLOCK_ENTRIES", 2**17)
+    rng = np.random.default_rng(1)
+    embeddings, labels = rng.standard_normal((2000, 8)).astype(np.float32), rng.integers(0, 100, 2000)
+    tracemalloc.start()
+    recall_at_k(embeddings, labels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2000 * 2000 * 4 / 4
 
 
 def test_labels_that_overlap_need_not_be_classes():

@@ -19,6 +19,7 @@ class Ranking:
     def __init__(self, snapshot):
         self._members, self._starts, self._inverse = snapshot.members, snapshot.starts, snapshot.inverse
         self._sizes = np.diff(self._starts)
+        self._last = self._starts[1:] - 1  # (U,): the last place of each distinct code
         self._distinct = np.repeat(np.arange(len(self._sizes)), self._sizes)  # (N,): place -> distinct code
 
     def __len__(self):
@@ -71,25 +72,32 @@ class Ranking:
         return near[stable_argsort(distances[near])]
 
     def _ranks_by_distinct_codes(self, distances, relevant, order, together):
-        sizes, starts = self._sizes[order], self._starts[order]
-        nearer = np.cumsum(sizes) - sizes
+        sizes = self._sizes[order]
+        reached = np.cumsum(sizes)  # the last rank of each distinct code, nearest first
         # A code at place p has rank shift[its distinct code] + p: equal codes rank as they stand.
-        beyond = len(self) + 1  # for codes that are too far, whose ranks then exceed all others
+        beyond = 2 * len(self) + 1  # for codes that are too far: what is left of it exceeds all ranks
         shift = np.full(len(self._sizes), beyond)
-        shift[order] = nearer + 1 - starts
-        if not together.any():
-            return np.sort(shift[self._distinct[relevant]] + relevant)
-        # Different codes, equally far, take turns in insertion order. Sort them by group and position: as in
-        # `stable_argsort`, no two keys are equal, and any sort is stable.
-        nearer, starts, sizes, codes = nearer[together], starts[together], sizes[together], order[together]
-        shift[codes] = beyond
+        shift[order] = reached
+        if len(together):
+            shift[order[together]] = beyond
+        shift -= self._last
+        ranks = shift[self._distinct[relevant]] + relevant
+        if len(together):
+            tied = self._ranks_of_tied(distances, relevant, order[together], reached[together])
+            ranks = np.append(ranks, tied)
+        ranks.sort()
+        return ranks
+
+    def _ranks_of_tied(self, distances, relevant, codes, reached):
+        """Different codes, equally far, take turns in insertion order; `codes` come nearest first."""
+        sizes = self._sizes[codes]
+        # Sort them by group and position: as in `stable_argsort`, no two keys are equal, and any sort is stable.
         group = np.cumsum(np.diff(distances[codes], prepend=distances[codes[0]]) != 0).astype(np.uint64)
         keys = np.repeat(group << np.uint64(32), sizes)
-        keys |= self._members[_ranges(starts, sizes)].astype(np.uint64)
+        keys |= self._members[_ranges(self._starts[codes], sizes)].astype(np.uint64)
         keys.sort()
         positions = (keys & np.uint64(0xFFFFFFFF)).astype(np.intp)
-        tied = _ranges(nearer + 1, sizes)[self._is_relevant(relevant)[positions]]
-        return np.sort(np.append(shift[self._distinct[relevant]] + relevant, tied))
+        return _ranges(reached - sizes + 1, sizes)[self._is_relevant(relevant)[positions]]
 
     def _ranks_by_sorting_all(self, distances, relevant):
         return np.flatnonzero(self._is_relevant(relevant)[stable_argsort(distances[self._inverse])]) + 1
@@ -102,16 +110,15 @@ class Ranking:
 
 
 def equal_neighbours(ordered):
-    """bool, whether each value of an ordered array (n,) occurs more than once.
+    """Ascending intp, where an ordered array (n,) holds a value that occurs more than once.
 
     Example:
         >>> equal_neighbours(np.array([1.0, 2.0, 2.0, 3.0]))
-        array([False,  True,  True, False])
+        array([1, 2])
     """
-    equal = np.zeros(len(ordered) + 1, bool)
-    if len(ordered):
-        equal[1:-1] = ordered[1:] == ordered[:-1]
-    return equal[1:] | equal[:-1]
+    equal = np.zeros(len(ordered) + 1, bool)  # each value and the one before it
+    equal[1:-1] = ordered[1:] == ordered[:-1]
+    return np.flatnonzero(equal[1:] | equal[:-1])
 
 
 def _ranges(starts, sizes):
