@@ -2,6 +2,7 @@
 
 import collections
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,50 +11,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpq_tf.index import METRICS, PQIndex
-from gpq_tf.metrics import average_precision, codebook_usage, mean_average_precision
-from tests import golden
+from gpq_tf.metrics import average_precision, codebook_usage, mean_average_precision, precision_recall_curve
+from gpq_tf.metrics.ap import DENOMINATORS
+from tests import golden, rankings
+from tests.rankings import random_problem
 
 
-def plain_average_precision(relevance, top_n=None):
-    hits, total = 0, 0.0
-    for rank, relevant in enumerate(relevance[:top_n], start=1):
-        if relevant:
-            hits += 1
-            total += hits / rank
-    return total / hits if hits else 0.0
-
-
-def brute_force(index, queries, relevance, top_n=None):
+def brute_force(index, queries, relevance, top_n=None, denominator="found"):
     """All distances of all codes, then a stable argsort of each row."""
-    order = np.argsort(full_distances(index, queries), axis=1, kind="stable")
-    ranked = np.take_along_axis(relevance, order, axis=1)
-    return np.mean([plain_average_precision(row, top_n) for row in ranked])
-
-
-def full_distances(index, queries):
-    """(Q, N), column i for the i-th living code."""
-    distances, ids = index.search(queries, max(1, len(index)))
-    column = {number: i for i, number in enumerate(index.ids.tolist())}
-    full = np.empty((len(queries), len(index)), np.float32)
-    for row, rank in np.ndindex(full.shape):
-        full[row, column[int(ids[row, rank])]] = distances[row, rank]
-    return full
-
-
-def random_problem(rng, M=2, K=3, d=2, n=60, n_queries=5, whole=True, metric="inner_product"):
-    """Whole numbers in a small range: equal codes, and different codes that are equally far."""
-    draw = (lambda s: rng.integers(-1, 2, s)) if whole else rng.standard_normal
-    index = PQIndex(draw((M, K, d)), metric)
-    index.add(rng.integers(0, K, (n, M)))
-    return index, draw((n_queries, M * d)).astype(np.float32)
+    ranked = rankings.stable(rankings.distances_to_all(index, queries), relevance)
+    return np.mean([rankings.average_precision(row, top_n, denominator) for row in ranked])
 
 
 @settings(derandomize=True, deadline=None)
-@given(st.integers(0, 2**32), st.integers(0, 30), st.floats(0, 1), st.none() | st.integers(1, 40))
-def test_average_precision_by_definition(seed, n, share, top_n):
+@given(
+    st.integers(0, 2**32),
+    st.integers(0, 30),
+    st.floats(0, 1),
+    st.none() | st.integers(1, 40),
+    st.sampled_from(DENOMINATORS),
+)
+def test_average_precision_by_definition(seed, n, share, top_n, denominator):
     relevance = np.random.default_rng(seed).random((4, n)) < share
-    expected = [plain_average_precision(row, top_n) for row in relevance]
-    actual = average_precision(relevance, top_n)
+    expected = [rankings.average_precision(row, top_n, denominator) for row in relevance]
+    actual = average_precision(relevance, top_n, denominator)
     assert actual.dtype == np.float64
     np.testing.assert_allclose(actual, expected, rtol=1e-14)
 
@@ -64,6 +45,8 @@ def test_average_precision_by_hand():
     # Within two ranks, query 0 has one of its two: the denominator is one.
     np.testing.assert_array_equal(average_precision(ranked, top_n=2), [1 / 2, 1, 0, 0])
     np.testing.assert_array_equal(average_precision(ranked, top_n=99), average_precision(ranked))
+    # Of all there are, the second is missed.
+    np.testing.assert_array_equal(average_precision(ranked, top_n=2, denominator="all"), [1 / 4, 1, 0, 0])
 
 
 def test_average_precision_equals_scikit_learn_without_ties():
@@ -85,13 +68,14 @@ def test_mean_average_precision_equals_brute_force(data):
         whole=data.draw(st.booleans(), "whole"),
         metric=data.draw(st.sampled_from(METRICS), "metric"),
     )
+    denominator = data.draw(st.sampled_from(DENOMINATORS), "denominator")
     if data.draw(st.booleans(), "removed"):
         index.remove(index.ids[rng.random(len(index)) < 0.3])
     top_n = data.draw(st.none() | st.integers(1, 90), "top_n")
     query_labels, gallery_labels = rng.integers(0, 3, 5), rng.integers(0, 4, len(index))
     relevance = query_labels[:, None] == gallery_labels
-    expected = brute_force(index, queries, relevance, top_n)
-    actual = mean_average_precision(queries, query_labels, index, gallery_labels, top_n)
+    expected = brute_force(index, queries, relevance, top_n, denominator)
+    actual = mean_average_precision(queries, query_labels, index, gallery_labels, top_n, denominator=denominator)
     assert isinstance(actual, float)
     assert actual == pytest.approx(expected, rel=1e-13)
 
@@ -101,7 +85,8 @@ def test_mean_average_precision_equals_brute_force(data):
         "sparse": scipy.sparse.csc_array(relevance),
     }
     for similarity in as_similarity.values():
-        assert mean_average_precision(queries, None, index, None, top_n, similarity=similarity) == actual
+        choices = {"denominator": denominator, "similarity": similarity}
+        assert mean_average_precision(queries, None, index, None, top_n, **choices) == actual
 
 
 def test_equally_far_codes_interleave_in_gallery_order():
@@ -111,6 +96,41 @@ def test_equally_far_codes_interleave_in_gallery_order():
     labels = ["b", "a", "a", "b"]
     assert mean_average_precision([[1.0, 1.0]], ["a"], index, labels) == (1 / 2 + 2 / 3) / 2
     assert mean_average_precision([[1.0, 1.0]], ["b"], index, labels) == (1 / 1 + 2 / 4) / 2
+
+
+@pytest.mark.parametrize("top_n", [None, 7, 150, 400])
+def test_a_few_different_codes_are_equally_far(top_n):
+    """Neither none nor most of the gallery, which are ranked in other ways."""
+    rng = np.random.default_rng(6)
+    codebook = rng.standard_normal((4, 6, 2))
+    codebook[0, 5] = codebook[0, 4]
+    index = PQIndex(codebook)
+    index.add(np.where(rng.random((300, 4)) < 0.97, rng.integers(0, 5, (300, 4)), rng.integers(4, 6, (300, 4))))
+    index.add(index.codes[rng.permutation(300)[:30]])
+    twins = index.codes[index.codes[:, 0] >= 4].copy()[:12]
+    twins[:, 0] = 9 - twins[:, 0]
+    index.add(twins)
+    queries = rng.standard_normal((20, 8)).astype(np.float32)
+    distances, n = rankings.distances_to_all(index, queries), len(index)
+    n_codes = [len(np.unique(index.codes[distances[0] == value], axis=0)) for value in distances[0]]
+    assert 0 < np.count_nonzero(np.array(n_codes) > 1) < n / 4
+    relevance = rng.random((20, n)) < 0.3
+    actual = mean_average_precision(queries, None, index, None, top_n, similarity=relevance)
+    assert actual == pytest.approx(brute_force(index, queries, relevance, top_n), rel=1e-13)
+
+
+def test_no_matrix_of_queries_by_codes_is_held():
+    rng = np.random.default_rng(7)
+    index = PQIndex(rng.standard_normal((4, 16, 2)))
+    index.add(rng.integers(0, 16, (20_000, 4)))
+    queries, labels = rng.standard_normal((2000, 8)).astype(np.float32), rng.integers(0, 10, 22_000)
+    index.snapshot()
+    for metric, ranks in ((mean_average_precision, None), (precision_recall_curve, [1, 20_000])):
+        tracemalloc.start()
+        metric(queries, labels[:2000], index, labels[2000:], ranks)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2000 * 20_000 * 4 / 2  # bytes of their float32 distances
 
 
 def test_multi_hot_labels_are_relevant_when_one_is_shared():
@@ -177,6 +197,11 @@ def test_an_empty_gallery_scores_nothing():
         ({"top_n": 0}, "Invalid top_n. Expected a positive integer or None. Received: top_n=0"),
         ({"top_n": 2.0}, "Invalid top_n. Expected a positive integer or None. Received: top_n=2.0"),
         ({"queries": np.full((5, 4), np.nan)}, "Expected finite values. Received: NaN or infinity in row 0"),
+        (
+            {"denominator": "min"},
+            "Invalid denominator. Expected one of found, all. Received: denominator='min'",
+        ),
+        ({"ties": "random"}, "Invalid ties. Expected one of stable, expected. Received: ties='random'"),
         ({"queries": np.zeros((0, 4))}, "Invalid queries. Expected at least one. Received: none"),
     ],
 )
@@ -186,6 +211,16 @@ def test_mean_average_precision_refuses(change, message):
     with pytest.raises(ValueError) as error:
         mean_average_precision(index=index, **arguments | change)
     assert str(error.value).endswith(message)
+
+
+@pytest.mark.parametrize("labels", [np.array(["a", "bb", "a"]), np.array([1.5, np.nan, 1.5])])
+def test_any_labels_that_compare_will_do(labels):
+    index = PQIndex([[[1.0], [0.0], [-1.0]]])
+    index.add([[0], [1], [2]])
+    assert mean_average_precision([[1.0]], labels[:1], index, labels) == (1 / 1 + 2 / 3) / 2
+    # A class that the gallery lacks; and NaN, which equals nothing.
+    other = "c" if labels.dtype.kind == "U" else np.nan
+    assert mean_average_precision([[1.0]], [other], index, labels) == 0.0
 
 
 @pytest.mark.parametrize(
