@@ -147,10 +147,8 @@ class FaissEngine:
       candidates, its steps as fine as the k-th distance found allows.
     - K up to 256 with IndexPQ's scan of float32 tables, straight over `codes`.
 
-    Every metric goes the same way: the scan is given a codebook of unit vectors, and as a query the negated distance
-    table t, whose inner product with a code's unit vectors is the negated distance. FastScan is asked for squared
-    Euclidean distances instead, ||-t_j / 2 - e_k||^2 = t_jk + a constant: as an inner product Faiss 1.15 never returns
-    a code whose every part is the farthest in its book.
+    Every metric goes the same way: the scan does not see the codebook, but words and queries whose distances are the
+    entries of the distance table (`Lookup`).
 
     Nothing here is changed by `search` or `extended`: threads may share an engine. Faiss itself uses as many threads as
     `faiss.omp_get_max_threads()` says.
@@ -344,14 +342,26 @@ class Lookup:
 
     @property
     def query(self):
-        """float32 (Q, M * K), whose squared distance to a code's unit vectors is the code's in units, + `constant`."""
-        return self.negated / 2
+        """float32 (Q, M * max(K - 1, 1)), whose squared distance to a code's `simplex_words` is the code's in units,
+        plus `constant`.
+
+        FastScan is not asked for inner products: from those Faiss 1.15 never returns a code whose every part is the
+        farthest of its book. The words have fewer than 16 components, as Faiss would tabulate longer ones by a
+        threaded matrix product, which delays a single query.
+        """
+        table = self._table
+        # ||q - e_k||^2 - ||q||^2 = 1 - 2 q_k = t_k - t_0
+        parts = (1 - (table[:, :, 1:] - table[:, :, :1])) / 2
+        return np.ascontiguousarray(parts if parts.size else np.zeros_like(table)).reshape(len(table), -1)
 
     @property
     def constant(self):
         """float64 (Q,)."""
-        # ||-t_j / 2 - e_k||^2 = ||t_j / 2||^2 + t_jk + 1
-        return (self.query.astype(np.float64) ** 2).sum(axis=1) + self.n_books
+        return (self.query.astype(np.float64) ** 2).sum(axis=1) - self._table[:, :, 0].sum(axis=1, dtype=np.float64)
+
+    @property
+    def _table(self):
+        return -self.negated.reshape(len(self.negated), self.n_books, -1)
 
     def scaled(self, distances):
         """Distances (Q,) in units above the lowest."""
@@ -428,23 +438,39 @@ def check_fits(table, first_row):
         raise ValueError(f"Invalid queries. Expected distances that fit float32. Received: larger in row {row}")
 
 
-def unit_vectors(M, K, n_words):
+def unit_words(M, K):
     """Codewords whose inner products with a query are the query's own components.
 
     Returns:
-        float32 (M, n_words, K): unit vectors, and the first one again where n_words is above K, which no code names:
-        Faiss's codebooks have 2**n_bits words.
+        float32 (M, 256, K): unit vectors; what is above K is zero, and no code names it.
 
     Example:
-        >>> unit_vectors(1, 3, 4)[0]
-        array([[1., 0., 0.],
-               [0., 1., 0.],
-               [0., 0., 1.],
-               [1., 0., 0.]], dtype=float32)
+        >>> unit_words(1, 2)[0, :3]
+        array([[1., 0.],
+               [0., 1.],
+               [0., 0.]], dtype=float32)
     """
-    words = np.zeros((n_words, K), np.float32)
-    words[np.arange(n_words), np.where(np.arange(n_words) < K, np.arange(n_words), 0)] = 1
-    return np.broadcast_to(words, (M, n_words, K))
+    words = np.zeros((_BYTE, K), np.float32)
+    np.fill_diagonal(words, 1)
+    return np.broadcast_to(words, (M, _BYTE, K))
+
+
+def simplex_words(M, K):
+    """Codewords from which a query can have squared distances of any K differences: the origin and unit vectors.
+
+    Returns:
+        float32 (M, 16, max(K - 1, 1)); above K the origin again, which no code names.
+
+    Example:
+        >>> simplex_words(1, 3)[0, :4]
+        array([[0., 0.],
+               [1., 0.],
+               [0., 1.],
+               [0., 0.]], dtype=float32)
+    """
+    words = np.zeros((_NIBBLE, max(K - 1, 1)), np.float32)
+    words[np.arange(1, K), np.arange(K - 1)] = 1
+    return np.broadcast_to(words, (M, _NIBBLE, words.shape[1]))
 
 
 def packed_nibbles(codes, M):
@@ -472,8 +498,9 @@ def _fast_scan(codes, M, K):
     """faiss.IndexPQFastScan of uint8 codes."""
     import faiss
 
-    plain = faiss.IndexPQ(M * K, M, 4, faiss.METRIC_L2)
-    faiss.copy_array_to_vector(unit_vectors(M, K, _NIBBLE).ravel(), plain.pq.centroids)
+    words = simplex_words(M, K)
+    plain = faiss.IndexPQ(M * words.shape[2], M, 4, faiss.METRIC_L2)
+    faiss.copy_array_to_vector(words.ravel(), plain.pq.centroids)
     plain.is_trained = True
     plain.add_sa_codes(packed_nibbles(codes, M))
     return faiss.IndexPQFastScan(plain)
@@ -484,7 +511,7 @@ def _unit_vector_quantizer(M, K):
     import faiss
 
     quantizer = faiss.ProductQuantizer(M * K, M, 8)
-    faiss.copy_array_to_vector(unit_vectors(M, K, _BYTE).ravel(), quantizer.centroids)
+    faiss.copy_array_to_vector(unit_words(M, K).ravel(), quantizer.centroids)
     return quantizer
 
 

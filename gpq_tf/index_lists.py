@@ -15,7 +15,8 @@ from gpq_tf.index_faiss import (
     packed_nibbles,
     query_blocks,
     rerank,
-    unit_vectors,
+    simplex_words,
+    unit_words,
 )
 
 _NIBBLE, _BYTE = 16, 256
@@ -205,16 +206,19 @@ def _nearest_lists(queries, centroids, M, metric, n_probe):
 
 
 def _lists_of_codes(codebook, codes, lists, n_lists):
-    """Faiss's inverted lists of codes as they are, with unit vectors for a codebook, as in `FaissEngine`."""
+    """Faiss's inverted lists of codes as they are, with words as in `FaissEngine`."""
     import faiss
 
     M, K, _ = codebook.shape
-    n_bits, metric = (4, faiss.METRIC_L2) if K <= _NIBBLE else (8, faiss.METRIC_INNER_PRODUCT)
+    if K <= _NIBBLE:
+        n_bits, words, metric = 4, simplex_words(M, K), faiss.METRIC_L2
+    else:
+        n_bits, words, metric = 8, unit_words(M, K), faiss.METRIC_INNER_PRODUCT
     # Faiss asks for something that assigns queries to lists; we pass each query's lists with it.
-    nothing = faiss.IndexFlatIP(M * K)
-    plain = faiss.IndexIVFPQ(nothing, M * K, n_lists, M, n_bits, metric)
+    nothing = faiss.IndexFlat(M * words.shape[2], metric)
+    plain = faiss.IndexIVFPQ(nothing, nothing.d, n_lists, M, n_bits, metric)
     plain.by_residual = False
-    faiss.copy_array_to_vector(unit_vectors(M, K, 2**n_bits).ravel(), plain.pq.centroids)
+    faiss.copy_array_to_vector(words.ravel(), plain.pq.centroids)
     plain.is_trained = True
     order = np.argsort(lists, kind="stable")
     ends = np.cumsum(np.bincount(lists, minlength=n_lists))
