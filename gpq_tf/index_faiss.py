@@ -15,7 +15,7 @@ _BYTE = 256
 _BLOCK_QUERIES = 512
 _BLOCK_ENTRIES = 2**22  # table entries, or candidates, held at a time however many queries come
 _SPARE = 32  # candidates beyond k at least
-_SECOND_LOOK = 16  # candidates, as a multiple of k, where the first 2 k leave a doubt
+_SECOND_LOOK = 8  # times as many where the first leave a doubt
 
 
 def to_faiss(codebook, metric, codes, ids=None):
@@ -258,11 +258,12 @@ class FaissEngine:
         again = np.flatnonzero(~proved)
         if len(self.codebook[0]) > _NIBBLE:
             return distances, positions, proved
-        for rows in query_blocks(len(again), self.codebook, _SECOND_LOOK * k):
+        n_candidates *= _SECOND_LOOK
+        for rows in query_blocks(len(again), self.codebook, n_candidates):
             chosen = again[rows]
             table = distance_table(queries[chosen], self.codebook, self.metric)
             found = distances[chosen], positions[chosen], proved[chosen]
-            self._look(table, _SECOND_LOOK * k, *found, farthest=distances[chosen, -1])
+            self._look(table, n_candidates, *found, farthest=distances[chosen, -1])
             distances[chosen], positions[chosen], proved[chosen] = found
         return distances, positions, proved
 
