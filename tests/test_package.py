@@ -30,6 +30,8 @@ ORDER = [
     "training_state",
     "network",
     "index",
+    "index_faiss",
+    "index_lists",
     "metrics",
     "retrieval",
     "training_state",
