@@ -28,8 +28,8 @@ def main():
     import faiss
 
     from gpq_tf.files import write_json
-    from gpq_tf.index_faiss import FaissEngine
-    from gpq_tf.index_lists import InvertedLists
+    from gpq_tf.index.faiss_engine import FaissEngine
+    from gpq_tf.index.inverted_lists import InvertedLists
 
     def row(search, batch, nearest):
         search(queries[:8])

@@ -35,7 +35,7 @@ def engines(codebook, codes, exact):
     import faiss
 
     from gpq_tf.index import PQIndex
-    from gpq_tf.index_faiss import FaissEngine, to_faiss
+    from gpq_tf.index.faiss_engine import FaissEngine, to_faiss
 
     def exact_engine():
         index = PQIndex(codebook, METRIC)
@@ -81,7 +81,7 @@ def grown_memory(name, path):
     """Run in a process of its own: MB that the codes and an engine of them add to the imports."""
     import faiss  # noqa: F401
 
-    import gpq_tf.index_faiss  # noqa: F401
+    import gpq_tf.index.faiss_engine  # noqa: F401
 
     before = resident_mb()
     with np.load(path) as arrays:

@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gpq_tf.index import METRICS, PQIndex, distance_table
-from gpq_tf.index_faiss import FaissEngine, Lookup, from_faiss, packed_nibbles, to_faiss
-from gpq_tf.index_lists import InvertedLists
+from gpq_tf.index.faiss_engine import FaissEngine, Lookup, from_faiss, packed_nibbles, to_faiss
+from gpq_tf.index.inverted_lists import InvertedLists
 
 
 def exact_distances(codebook, metric, codes, query):

@@ -30,8 +30,6 @@ ORDER = [
     "training_state",
     "network",
     "index",
-    "index_faiss",
-    "index_lists",
     "metrics",
     "retrieval",
     "training_state",

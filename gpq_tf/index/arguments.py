@@ -5,6 +5,8 @@ import re
 
 import numpy as np
 
+ENGINES = ("auto", "exact", "faiss")
+FAISS_LARGEST_K = 256
 METRICS = ("inner_product", "l2", "squared_l2")
 LARGEST_M, SMALLEST_K, LARGEST_K = 256, 2, 65_536
 
@@ -17,6 +19,18 @@ def checked_metric(metric):
     if metric not in METRICS:
         raise ValueError(f"Invalid metric. Expected one of {', '.join(METRICS)}. Received: metric={metric!r}")
     return metric
+
+
+def checked_engine(engine, K):
+    """`engine`, one of `ENGINES` that can search codewords numbered below K, or ValueError."""
+    if engine not in ENGINES:
+        raise ValueError(f"Invalid engine. Expected one of {', '.join(ENGINES)}. Received: engine={engine!r}")
+    if engine == "faiss" and K > FAISS_LARGEST_K:
+        raise ValueError(
+            f"Invalid engine. Expected exact or auto for K={K}: Faiss's scans serve up to {FAISS_LARGEST_K} codewords. "
+            "Received: engine='faiss'"
+        )
+    return engine
 
 
 def checked_codebook(codebook):

@@ -24,6 +24,8 @@ class Store:
         labels: Rows of int32 (N,) or uint8 (N, C), or None.
         paths: Texts, N of them, or None.
         unchecked: str, the file whose codes nobody has looked at yet, or None.
+        removals: int, how often codes were removed: between two stores of an index with the same number lie additions
+            alone, so that the codes of the shorter one are the first of the longer one.
     """
 
     M: int
@@ -34,6 +36,7 @@ class Store:
     labels: Rows | None = None
     paths: Texts | None = None
     unchecked: str | None = None
+    removals: int = 0
 
     @classmethod
     def empty(cls, M, K):
@@ -93,6 +96,7 @@ class Store:
             ids=id_rows.kept(self.ids, keep),
             labels=self.labels.kept(keep) if some and self.labels is not None else None,
             paths=self.paths.kept(keep) if some and self.paths is not None else None,
+            removals=self.removals + 1,
         )
 
 

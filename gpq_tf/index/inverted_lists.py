@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpq_tf.index import distance_table
-from gpq_tf.index_faiss import (
+from gpq_tf.index.faiss_engine import (
     Lookup,
     check_fits,
     checked_codebook,
@@ -18,6 +17,7 @@ from gpq_tf.index_faiss import (
     simplex_words,
     unit_words,
 )
+from gpq_tf.index.snapshot import distance_table
 
 _NIBBLE, _BYTE = 16, 256
 _SAMPLES_PER_LIST = 40  # Faiss's own advice for k-means

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpq_tf.index import METRICS, distance_table
+from gpq_tf.index.arguments import METRICS
+from gpq_tf.index.snapshot import distance_table
 
 # Faiss's METRIC_INNER_PRODUCT and METRIC_L2, the square of the Euclidean distance; it has no sum of distances.
 _FAISS_METRICS = {"inner_product": 0, "squared_l2": 1}
