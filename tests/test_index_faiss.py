@@ -1,6 +1,7 @@
 """Faiss beside PQIndex: handing over and back, the engine's fidelity to the exact search, inverted lists."""
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import faiss
 import numpy as np
@@ -367,6 +368,18 @@ def test_wrong_arguments_are_refused(kind):
     assert str(caught.value) == f"Invalid {name}. Expected K at most 256 for Faiss's scans. Received: K=257"
     with pytest.raises(ValueError, match=r"^Invalid metric\. Expected one of inner_product, l2, squared_l2\. Rec"):
         kind.of(codebook, "cosine", codes)
+
+
+@pytest.mark.parametrize("kind", [FaissEngine, InvertedLists])
+def test_threads_share_an_engine(kind):
+    codebook, codes, queries = structured(12, 16, 6, 12_000, 60)
+    engine = kind.of(codebook, "l2", codes)
+    search = [{}] * 8 if kind is FaissEngine else [{"n_probe": n} for n in (1, 5, 2, 50) * 2]
+    alone = [engine.search(queries[:9], 20, **arguments) for arguments in search]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda arguments: engine.search(queries[:9], 20, **arguments), search))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
 
 
 def test_the_number_of_faiss_threads_is_left_alone():
