@@ -157,23 +157,24 @@ def main():
 
     sizes = [54_000, 1_000_000] + [10_000_000] * arguments.large
     results = {}
+    report = {
+        "command": "python benchmarks/index_speed.py" + " --large" * arguments.large,
+        "codes": "1,000 unequal clusters in 24 dimensions, codebook learned by Faiss: clustered_codes.py",
+        "k": K_NEAREST,
+        "metric": METRIC,
+        "rounds": N_ROUND,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "faiss": f"{faiss.__version__}, {faiss.omp_get_max_threads()} threads",
+        "results": results,
+    }
+    RESULT.parent.mkdir(exist_ok=True)
     for kind, (M, K, d) in KINDS.items():
         codebook, codes, queries = clustered_codes(sizes[-1], N_QUERY, M, K, d)
-        results[kind] = [measured(kind, n, codebook, codes, queries) for n in sizes]
-    RESULT.parent.mkdir(exist_ok=True)
-    write_json(
-        RESULT,
-        {
-            "command": "python benchmarks/index_speed.py" + " --large" * arguments.large,
-            "codes": "1,000 unequal clusters in 24 dimensions, codebook learned by Faiss: clustered_codes.py",
-            "k": K_NEAREST,
-            "metric": METRIC,
-            "rounds": N_ROUND,
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[1]:.1f}",
-            "faiss": f"{faiss.__version__}, {faiss.omp_get_max_threads()} threads",
-            "results": results,
-        },
-    )
+        results[kind] = []
+        for n in sizes:
+            figures = measured(kind, n, codebook, codes, queries)
+            results[kind].append(figures | {"load_average": round(os.getloadavg()[0], 1)})
+            write_json(RESULT, report)
     return None
 
 

@@ -276,7 +276,7 @@ def test_the_second_look_finds_what_the_first_cannot_tell_apart():
     engine = FaissEngine.of(codebook, "l2", codes)
     k, table = 20, distance_table(queries, codebook, "l2")
     found, proved = (np.empty((5, k), np.float32), np.empty((5, k), np.int64)), np.ones(5, bool)
-    engine._look(table, 2 * k + 32, *found, proved)
+    engine._look(table, 3 * k + 32, *found, proved)
     assert not proved.any()
     assert check_answer(codebook, "l2", codes, queries, k, *found) < 0.9
     *found, proved = engine.search_with_proof(queries, k)
