@@ -1,15 +1,17 @@
 """Top-100 among many codes: our engines beside Faiss's own indexes of the same codebook and codes.
 
-    python benchmarks/index_speed.py [--large]
+    python benchmarks/index_speed.py [--large] [--bits 48|64]
 
 54,000 and 1,000,000 codes of 48 bits (12 books of 16 words) and of 64 bits (8 books of 256 words); --large adds
-10,000,000. Prints a line for each engine and writes benchmarks/results/index_speed.json: seconds for a batch of
-queries and for one (medians; the engines take turns, so that a ratio compares what ran side by side), the share of
-places whose distance is the exact one, and the memory that a process grows by from its imports on, codes included.
-How the codes are made: clustered_codes.py. The slow engines get fewer queries; throughput is per query.
+10,000,000; --bits measures one kind and leaves the other's figures. Prints a line for each engine and writes
+benchmarks/results/index_speed.json: seconds for a batch of queries and for one (medians; the engines take turns, so
+that a ratio compares what ran side by side), the share of places whose distance is the exact one, and the memory that
+a process grows by from its imports on, codes included. How the codes are made: clustered_codes.py. The slow engines
+get fewer queries; throughput is per query.
 """
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -146,6 +148,7 @@ def measured(kind, n, codebook, all_codes, queries):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--large", action="store_true", help="10,000,000 codes as well")
+    parser.add_argument("--bits", choices=("48", "64"), help="one kind of code only")
     parser.add_argument("--memory", nargs=2, metavar=("ENGINE", "CODES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
@@ -156,9 +159,8 @@ def main():
     from gpq_tf.files import write_json
 
     sizes = [54_000, 1_000_000] + [10_000_000] * arguments.large
-    results = {}
+    results = json.loads(RESULT.read_text())["results"] if RESULT.exists() else {}
     report = {
-        "command": "python benchmarks/index_speed.py" + " --large" * arguments.large,
         "codes": "1,000 unequal clusters in 24 dimensions, codebook learned by Faiss: clustered_codes.py",
         "k": K_NEAREST,
         "metric": METRIC,
@@ -168,12 +170,14 @@ def main():
         "results": results,
     }
     RESULT.parent.mkdir(exist_ok=True)
-    for kind, (M, K, d) in KINDS.items():
+    for kind in KINDS if arguments.bits is None else [f"{arguments.bits} bits"]:
+        M, K, d = KINDS[kind]
         codebook, codes, queries = clustered_codes(sizes[-1], N_QUERY, M, K, d)
-        results[kind] = []
+        command = "python benchmarks/index_speed.py" + " --large" * arguments.large
+        results[kind] = {"command": command, "sizes": []}
         for n in sizes:
             figures = measured(kind, n, codebook, codes, queries)
-            results[kind].append(figures | {"load_average": round(os.getloadavg()[0], 1)})
+            results[kind]["sizes"].append(figures | {"load_average": round(os.getloadavg()[0], 1)})
             write_json(RESULT, report)
     return None
 

@@ -141,7 +141,7 @@ class InvertedLists:
         for rows in query_blocks(len(queries), self.codebook, max(n_candidates, len(self.centroids))):
             table = distance_table(queries[rows], self.codebook, self.metric)
             check_fits(table, rows.start)
-            probed = _nearest_lists(queries[rows], self.centroids, len(table), self.metric, n_probe)
+            probed = _nearest_lists(queries[rows], self.centroids, self.metric, n_probe)
             lookup = Lookup.of(table)
             found = self._scan(lookup.query if K <= _NIBBLE else lookup.negated, n_candidates, probed)
             rerank(table, self.codes, found, distances[rows], positions[rows])
@@ -189,17 +189,15 @@ def _nearest_centroids(codebook, codes, centroids):
     return lists
 
 
-def _nearest_lists(queries, centroids, M, metric, n_probe):
-    """int64 (Q, n_probe): the lists whose centroids are nearest by the metric, nearest first."""
-    if metric == "inner_product":
-        distances = -(queries @ centroids.T)
-    elif metric == "squared_l2":
-        distances = (centroids**2).sum(axis=1) - 2 * (queries @ centroids.T)
-    else:
-        distances = np.zeros((len(queries), len(centroids)), np.float32)
-        for q, c in zip(np.split(queries, M, axis=1), np.split(centroids, M, axis=1), strict=True):
-            squared = (q**2).sum(axis=1)[:, None] + (c**2).sum(axis=1) - 2 * (q @ c.T)
-            distances += np.sqrt(np.maximum(squared, 0))
+def _nearest_lists(queries, centroids, metric, n_probe):
+    """int64 (Q, n_probe): the lists whose centroids are nearest, nearest first.
+
+    By inner product, or by squared Euclidean distance: also for "l2", as the sum of distances takes a square root a
+    book, many times the work, and finds no better lists.
+    """
+    distances = -(queries @ centroids.T)
+    if metric != "inner_product":
+        distances = (centroids**2).sum(axis=1) + 2 * distances
     nearest = np.argpartition(distances, n_probe - 1, axis=1)[:, :n_probe]
     order = np.argsort(np.take_along_axis(distances, nearest, axis=1), axis=1)
     return np.ascontiguousarray(np.take_along_axis(nearest, order, axis=1), np.int64)
