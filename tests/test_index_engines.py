@@ -70,7 +70,7 @@ def test_auto_goes_by_the_number_of_codes(monkeypatch):
     assert index.describe().endswith("engine: faiss (auto: 10 codes or more)")
     index.search(rng.standard_normal((1, 8)), 3)
     large.add(rng.integers(0, 300, (20, 2)))
-    assert large.describe().endswith("engine: exact (auto: Faiss serves up to K=256)")
+    assert large.describe().endswith("engine: exact (auto: Faiss's scan is the faster one up to K=16)")
     assert PQIndex(index.codebook, engine="faiss").describe().endswith("engine: faiss (as asked for)")
 
 

@@ -12,6 +12,7 @@ from gpq_tf.index.store import PACKED_K, Store
 
 # From so many codes on "auto" takes Faiss: below, the exact engine answers 100 queries in a tenth of a second or so.
 _FAISS_FROM = 1_000_000
+_FAISS_UP_TO = 16  # codewords; above, its scan is no faster than the exact sums (benchmarks/index_speed.py)
 
 
 class PQIndex:
@@ -44,7 +45,7 @@ class PQIndex:
         codebook: float (M, K, d), M books (1 to 256) of K codewords (2 to 65,536) of length d, finite.
         metric: str, one of the above.
         model: what made the codes, to be kept with them: {"name": str, a name or path, "sha256": str}, or None.
-        engine: "exact", "faiss", or "auto": exact below a million codes and where Faiss does not serve.
+        engine: "exact", "faiss", or "auto": Faiss from a million codes on for K up to 16, else exact.
 
     Attributes:
         codebook: float32 (M, K, d), read-only.
@@ -286,8 +287,8 @@ class PQIndex:
         """The engine that searches these codes, and why."""
         if self.engine != "auto":
             return self.engine, "as asked for"
-        if self.K > arguments.FAISS_LARGEST_K:
-            return "exact", f"auto: Faiss serves up to K={arguments.FAISS_LARGEST_K}"
+        if self.K > _FAISS_UP_TO:
+            return "exact", f"auto: Faiss's scan is the faster one up to K={_FAISS_UP_TO}"
         if len(store) < _FAISS_FROM:
             return "exact", f"auto: fewer than {_FAISS_FROM} codes"
         return "faiss", f"auto: {_FAISS_FROM} codes or more"
