@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpq_tf.index.arguments import METRICS
-from gpq_tf.index.snapshot import distance_table
+from gpq_tf.index.arguments import checked_codebook, checked_metric
+from gpq_tf.index.snapshot import checked_table, distance_table
 
 # Faiss's METRIC_INNER_PRODUCT and METRIC_L2, the square of the Euclidean distance; it has no sum of distances.
 _FAISS_METRICS = {"inner_product": 0, "squared_l2": 1}
@@ -58,7 +58,7 @@ def to_faiss(codebook, metric, codes, ids=None):
         )
     M, K, d = codebook.shape
     n_bits = K.bit_length() - 1
-    if not 1 <= n_bits <= 16 or K & (K - 1):
+    if K & (K - 1):
         raise ValueError(f"Invalid codebook. Expected K a power of two from 2 to 65536, as in Faiss. Received: K={K}")
     if d == 2 and K < 8:
         raise ValueError(f"Invalid codebook. Expected K from 8 up with d=2, for Faiss to search. Received: K={K}")
@@ -255,8 +255,7 @@ class FaissEngine:
         proved = np.ones(len(queries), bool)
         n_candidates = _FIRST_LOOK * k + _SPARE
         for rows in query_blocks(len(queries), self.codebook, n_candidates):
-            table = distance_table(queries[rows], self.codebook, self.metric)
-            check_fits(table, rows.start)
+            table = checked_table(self.codebook, self.metric, queries, rows)
             self._look(table, n_candidates, distances[rows], positions[rows], proved[rows])
         again = np.flatnonzero(~proved)
         if len(self.codebook[0]) > _NIBBLE:
@@ -421,27 +420,6 @@ def query_blocks(n_queries, codebook, n_candidates):
     return [slice(at, min(at + size, n_queries)) for at in range(0, n_queries, size)]
 
 
-def check_fits(table, first_row):
-    """Refuse queries whose distances would overflow float32.
-
-    Args:
-        table: float32 (M, K, Q), from `distance_table`.
-        first_row: int, the row of the first query, for the message.
-
-    Raises:
-        ValueError: naming the row.
-
-    Example:
-        >>> check_fits(np.array([[[1.0, np.inf]]], np.float32), first_row=64)
-        Traceback (most recent call last):
-        ValueError: Invalid queries. Expected distances that fit float32. Received: larger in row 65
-    """
-    fits = np.abs(table).max(axis=(0, 1)) < np.finfo(np.float32).max / len(table)
-    if not fits.all():
-        row = first_row + fits.argmin()
-        raise ValueError(f"Invalid queries. Expected distances that fit float32. Received: larger in row {row}")
-
-
 def unit_words(M, K):
     """Codewords whose inner products with a query are the query's own components.
 
@@ -538,21 +516,6 @@ def _as_faiss_packs(codes, M, n_bits):
     if n_bits == 8 or codes.shape[1] != M:
         return np.ascontiguousarray(codes)
     return faiss.pack_bitstrings(codes.astype(np.int32), n_bits)
-
-
-def checked_codebook(codebook):
-    codebook = np.ascontiguousarray(codebook, np.float32)
-    if codebook.ndim != 3 or codebook.size == 0:
-        raise ValueError(
-            f"Invalid codebook. Expected a non-empty array of shape (M, K, d). Received: shape {codebook.shape}"
-        )
-    return codebook
-
-
-def checked_metric(metric):
-    if metric not in METRICS:
-        raise ValueError(f"Invalid metric. Expected one of {', '.join(METRICS)}. Received: metric={metric!r}")
-    return metric
 
 
 def checked_codes(codes, M, K):

@@ -5,19 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpq_tf.index.arguments import checked_codebook, checked_metric
 from gpq_tf.index.faiss_engine import (
     Lookup,
-    check_fits,
-    checked_codebook,
     checked_codes,
-    checked_metric,
     packed_nibbles,
     query_blocks,
     rerank,
     simplex_words,
     unit_words,
 )
-from gpq_tf.index.snapshot import distance_table
+from gpq_tf.index.snapshot import checked_table
 
 _NIBBLE, _BYTE = 16, 256
 _SAMPLES_PER_LIST = 40  # Faiss's own advice for k-means
@@ -139,8 +137,7 @@ class InvertedLists:
         n_probe, K = min(n_probe, len(self.centroids)), self.codebook.shape[1]
         n_candidates = min(2 * k + _SPARE, len(self.codes))
         for rows in query_blocks(len(queries), self.codebook, max(n_candidates, len(self.centroids))):
-            table = distance_table(queries[rows], self.codebook, self.metric)
-            check_fits(table, rows.start)
+            table = checked_table(self.codebook, self.metric, queries, rows)
             probed = _nearest_lists(queries[rows], self.centroids, self.metric, n_probe)
             lookup = Lookup.of(table)
             found = self._scan(lookup.query if K <= _NIBBLE else lookup.negated, n_candidates, probed)
