@@ -103,7 +103,8 @@ def train(settings, data, report=None, progress=None):
                 bar.update(1)
             if step % steps_per_epoch == 0 and (epoch % settings.save_term == 0 or epoch == settings.total_epochs):
                 _check_finite(model, step, epoch, saves.last_good)
-                found = retrieval.evaluate(model, subset(data))
+                watched = subset(data)
+                found = retrieval.evaluate(model, watched)
                 score = found["mAP"]
                 usage = metrics.codebook_usage(found["index"].codes, found["index"].K)
                 model.record = {
@@ -122,7 +123,7 @@ def train(settings, data, report=None, progress=None):
                 if board is not None:
                     board.scalars(step, {"mAP_of_subset": score})
                     board.usage(step, usage)
-                    shown = retrieval.answers(_QUERY_SHOWN, found, subset(data))
+                    shown = retrieval.answers(_QUERY_SHOWN, found, watched)
                     board.ranked_list(step, **shown, class_names=data.class_names)
                 report(f"epoch {epoch}: loss {losses['loss']:.4f}, mAP of the subset {score:.4f}, saved {path}")
                 clock.restart()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpq_tf.index.arguments import checked_codebook, checked_metric
+from gpq_tf.index.arguments import FAISS_LARGEST_K, checked_codebook, checked_metric
 from gpq_tf.index.snapshot import checked_table, distance_table
 
 # Faiss's METRIC_INNER_PRODUCT and METRIC_L2, the square of the Euclidean distance; it has no sum of distances.
@@ -12,7 +12,6 @@ _FAISS_METRICS = {"inner_product": 0, "squared_l2": 1}
 _CHUNK_CODES = 2**20  # converted at a time: Faiss packs from 4 bytes a codeword
 
 _NIBBLE = 16  # up to here Faiss's FastScan serves: a book's table fits one vector register
-_BYTE = 256
 _BLOCK_QUERIES = 512
 _BLOCK_ENTRIES = 2**22  # table entries, or candidates, held at a time however many queries come
 # Candidates of the first look are 3 k and some. The scan's time hardly depends on their number; 2 k would leave twice
@@ -189,8 +188,8 @@ class FaissEngine:
         codebook = checked_codebook(codebook)
         checked_metric(metric)
         M, K, _ = codebook.shape
-        if K > _BYTE:
-            raise ValueError(f"Invalid engine. Expected K at most {_BYTE} for Faiss's scans. Received: K={K}")
+        if K > FAISS_LARGEST_K:
+            raise ValueError(f"Invalid engine. Expected K at most {FAISS_LARGEST_K} for Faiss's scans. Received: K={K}")
         empty = np.empty((0, M), np.uint8)
         engine = cls(codebook, metric, empty, () if K <= _NIBBLE else (_unit_vector_quantizer(M, K),))
         return engine.extended(codes)
@@ -432,9 +431,9 @@ def unit_words(M, K):
                [0., 1.],
                [0., 0.]], dtype=float32)
     """
-    words = np.zeros((_BYTE, K), np.float32)
+    words = np.zeros((FAISS_LARGEST_K, K), np.float32)
     np.fill_diagonal(words, 1)
-    return np.broadcast_to(words, (M, _BYTE, K))
+    return np.broadcast_to(words, (M, FAISS_LARGEST_K, K))
 
 
 def simplex_words(M, K):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpq_tf.index.arguments import checked_codebook, checked_metric
+from gpq_tf.index.arguments import FAISS_LARGEST_K, checked_codebook, checked_metric
 from gpq_tf.index.faiss_engine import (
     Lookup,
     checked_codes,
@@ -17,7 +17,7 @@ from gpq_tf.index.faiss_engine import (
 )
 from gpq_tf.index.snapshot import checked_table
 
-_NIBBLE, _BYTE = 16, 256
+_NIBBLE = 16
 _SAMPLES_PER_LIST = 40  # Faiss's own advice for k-means
 _CHUNK_VALUES = 2**23  # decoded values held at a time
 _SPARE = 32
@@ -73,8 +73,8 @@ class InvertedLists:
         """
         codebook, metric = checked_codebook(codebook), checked_metric(metric)
         M, K, d = codebook.shape
-        if K > _BYTE:
-            raise ValueError(f"Invalid lists. Expected K at most {_BYTE} for Faiss's scans. Received: K={K}")
+        if K > FAISS_LARGEST_K:
+            raise ValueError(f"Invalid lists. Expected K at most {FAISS_LARGEST_K} for Faiss's scans. Received: K={K}")
         codes = checked_codes(codes, M, K).astype(np.uint8, copy=False)
         if len(codes) == 0:
             nothing = np.empty((0, M * d), np.float32), np.empty(0, np.int32), None
