@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-GPQ = SHARED / "golden" / "gpq"
+GPQ, SPQ, CGD = (SHARED / "golden" / head for head in ("gpq", "spq", "cgd"))
 
 needs_golden = pytest.mark.skipif(
-    not GPQ.is_dir(), reason="the golden numbers (../shared/golden/gpq) do not lie beside this checkout"
+    not GPQ.parent.is_dir(), reason="the golden numbers (../shared/golden) do not lie beside this checkout"
 )
 
 
-def load(relative):
-    """The arrays of one golden .npz, as a dict; `relative` to the gpq folder, such as "ops.npz"."""
-    with np.load(GPQ / relative) as stored:
+def load(relative, folder=GPQ):
+    """The arrays of one golden .npz, as a dict; `relative` to the folder, such as "ops.npz"."""
+    with np.load(folder / relative) as stored:
         return {name: stored[name] for name in stored.files}
 
 
