@@ -1,4 +1,8 @@
-"""Settings of GPQ-TF. Edit them here, or override any on the command line: python train.py --n_book=8"""
+"""Settings of GPQ-TF. Edit them here, or override any on the command line: python train.py --n_book=8
+
+Values are those of the head gpq. Where a comment names another for spq, that one is meant with the head spq, unless the
+value here is changed, or given on the command line.
+"""
 
 # --- data: 5,000 labelled images (source), 54,000 without labels (target and gallery), 1,000 queries
 data_dir = "./cifar10"  # folder of CIFAR-10's python version: data_batch_1..5, test_batch, batches.meta
@@ -16,26 +20,29 @@ cifar10_label_sim_path = "./cifar10/cifar10_Similarity.mat"  # what is relevant 
 n_CLASSES = 10  # classes
 image_size = 32  # pixels, height and width
 img_channels = 3  # red, green, blue
-n_DB = 54000  # ranks that enter the mAP; all, where the gallery is smaller
+n_DB = 54000  # ranks that enter the mAP; all, where the gallery is smaller; spq: 1000
 
 # --- training
-total_epochs = 300  # passes over the labelled images, 10 steps each
-batch_size = 500  # labelled images a step, and as many unlabelled ones
+total_epochs = 300  # passes over the labelled images, 10 steps each; spq: 5000, over all images
+batch_size = 500  # labelled images a step, and as many unlabelled ones; spq: 256, each in two views
 save_term = 20  # epochs between saves
+eval_epoch = None  # epochs between evaluations on all queries, the best model is kept; None: never; spq: 100
 
 # --- code
-head = "gpq"  # what turns features into codes
-len_code = 12  # values of a codeword
-n_book = 12  # codebooks
+head = "gpq"  # what turns features into codes, and learns to: gpq from few labels, spq from none
+len_code = 12  # values of a codeword; spq: 16
+n_book = 12  # codebooks; spq: 8
 bn_word = 4  # bits of a book
 intn_word = pow(2, bn_word)  # codewords of a book, derived
 n_bits = n_book * bn_word  # bits of a code, derived
 
 # --- losses
-alpha = 20.0  # scale of the soft assignment: larger is harder
+alpha = 20.0  # scale of the soft assignment: larger is harder; spq: 5.0
 beta = 4.0  # scale of features and prototypes in the classifier
 lam_1 = 0.1  # weight of the entropy loss (unlabelled images)
 lam_2 = 0.1  # weight of the classification loss
+temperature = 0.5  # spq: of the contrast between views
+augment = "simclr"  # spq: how views are made; spq2021 is what the original's libraries did (its default with legacy)
 
 # --- new here
 width_multiplier = 1.0  # scales every channel count; .25 trains on a laptop
@@ -46,6 +53,6 @@ jit_compile = "auto"  # XLA for the whole training step: auto is yes on one GPU,
 init = None  # model to start training from (.keras, shipped name, TF1 prefix)
 resume = None  # saved model whose training goes on, with the settings it was saved with
 tensorboard = False  # True: curves, ranked lists and codebook usage into model_save_path/tensorboard
-keep = None  # newest models to keep; None keeps all
+keep = None  # newest models to keep; None keeps all; spq: 3
 query = None  # index of the query that Demo.py shows; None draws one
 n_pictures = 1  # ranked-list pictures that Demo.py saves

@@ -57,13 +57,13 @@ def demo(arguments):
 def train(arguments):
     settings = _settings(arguments)
     _import_tensorflow_quietly()
-    from gpq_tf import data, trainer
+    from gpq_tf import data, heads, trainer
     from gpq_tf import settings as settings_module
 
     if settings.resume:
         settings = trainer.settings_of_resumed(settings)
     _report(settings_module.describe(settings))
-    images = data.load_for(settings)
+    images = data.load_for(settings, heads.recipe(settings.head).PROTOCOL)
     _report(images.source)
     _, path = trainer.train(settings, images, _report, _bar)
     _report(f"done: {path}")

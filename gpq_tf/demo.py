@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from gpq_tf import convert, retrieval, visualize
+from gpq_tf import convert, heads, retrieval, visualize
 from gpq_tf import data as data_module
 from gpq_tf import settings as settings_module
 from gpq_tf.data.similarity import read_similarity
 from gpq_tf.network import in_precision, load_model
 
-# What is evaluated where model_load_path names nothing.
-SHIPPED_MODEL = "cifar10-48bits-quarter"
+# What is evaluated where model_load_path names nothing, by head.
+SHIPPED_MODELS = {"gpq": "cifar10-48bits-quarter", "spq": "spq-cifar10-32bits-quarter"}
 RESULT = "retrieval_result"
 
 
@@ -45,7 +45,7 @@ def run(settings, report=None, progress=None, pictures=True):
     settings_module.check_fixed(settings, fixed, name)
     for note in notes:
         report(note)
-    data = data_module.load_for(settings)
+    data = data_module.load_for(settings, heads.recipe(settings.head).PROTOCOL)
     report(data.source)
     shown = _queries_to_show(settings, len(data.query_labels)) if pictures else []
     similarity = _similarity(settings, data)
@@ -91,7 +91,7 @@ def open_model(settings):
     foreign = convert.is_source(source)
     legacy = settings.legacy if "legacy" in settings.given else None
     if not foreign and not Path(source).exists() and "model_load_path" not in settings.given:
-        source = SHIPPED_MODEL
+        source = SHIPPED_MODELS[settings.head]
         notes.append(f"model: the shipped {source}, since {settings.model_load_path} does not exist")
     else:
         notes.append(f"model: {source}")
@@ -125,7 +125,8 @@ def _queries_to_show(settings, n_queries):
 
 def _similarity(settings, data):
     """The matrix of the file when there is one, None to go by labels."""
-    path = settings.cifar10_label_sim_path
-    if not Path(path).exists() and "cifar10_label_sim_path" not in settings.given:
+    path, given = settings.cifar10_label_sim_path, "cifar10_label_sim_path" in settings.given
+    # The original's file belongs to GPQ's split.
+    if not given and (settings.head != "gpq" or not Path(path).exists()):
         return None
     return read_similarity(path, len(data.query_labels), len(data.gallery_labels))

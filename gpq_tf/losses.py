@@ -1,5 +1,6 @@
 """The published losses, one plain function each. All are means over the batch, without weights or temperatures."""
 
+import numpy as np
 from keras import ops
 
 from gpq_tf.ops import l2_normalize, split_books
@@ -82,6 +83,35 @@ def subspace_entropy(x, prototypes, n_book):
     return ops.mean(ops.sum(p * ops.log(p + 1e-5), axis=-1))
 
 
+def cross_quantized_contrastive(x_a, x_b, z_a, z_b, temperature=0.5):
+    """Cross quantized contrastive loss: a view's descriptor is to find the other view's quantized descriptor.
+
+    SPQ (ICCV 2021), section 3.2, equations 4 and 5: with the 2B rows u = (x_a, z_b) and s_ij = cos(u_i, u_j) /
+    temperature, the mean over the rows of log sum_{j != i} exp(s_ij) - s_ip, where p is the row's own image in the
+    other half; and the same for (x_b, z_a). The other rows, descriptors and quantized ones alike, are the negatives.
+
+    Args:
+        x_a, x_b: float (B, D), descriptors of two views of the same B images.
+        z_a, z_b: float (B, D), the same, softly quantized.
+        temperature: float > 0.
+
+    Returns:
+        float scalar: 2 log(2B - 1) where all cosines are equal.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> x = ops.ones((2, 4))
+        >>> round(float(cross_quantized_contrastive(x, x, x, x)), 4)  # 2 log 3
+        2.1972
+    """
+    x_a, x_b, z_a, z_b = (ops.convert_to_tensor(x) for x in (x_a, x_b, z_a, z_b))
+    for name, x in {"x_b": x_b, "z_a": z_a, "z_b": z_b}.items():
+        _same_shape(name, x, "x_a", x_a)
+    return _contrast(x_a, z_b, temperature) + _contrast(x_b, z_a, temperature)
+
+
 def mean_book_similarity(x, prototypes, n_book):
     """Mean over the books of the inner products with the class prototypes: the logits of GPQ's classifier.
 
@@ -115,6 +145,19 @@ def _cross_entropy(targets, logits):
     targets = ops.cast(targets, logits.dtype)
     _same_shape("labels", targets, "logits", logits)
     return -ops.mean(ops.sum(ops.stop_gradient(targets) * ops.log_softmax(logits, axis=-1), axis=-1))
+
+
+def _contrast(first, second, temperature):
+    """Mean over the 2B rows of (first, second): how surely a row picks its partner among all other rows."""
+    # Lengths are bounded by 1e-8 as PyTorch's cosine similarity bounds them.
+    rows = l2_normalize(ops.concatenate([first, second]), smallest=1e-16)
+    n = ops.shape(rows)[0]
+    similarities = ops.matmul(rows, ops.transpose(rows)) / temperature
+    partners = ops.roll(ops.arange(n), n // 2)
+    positives = ops.sum(rows * ops.take(rows, partners, axis=0), axis=-1) / temperature
+    # A row is not among those it chooses from.
+    others = ops.where(ops.eye(n, dtype="bool"), -np.inf, similarities)
+    return ops.mean(ops.logsumexp(others, axis=-1) - positives)
 
 
 def _mean_squared_length(x):

@@ -20,7 +20,6 @@ import numpy as np
 import safetensors.numpy
 
 from gpq_tf import heads
-from gpq_tf.backbones import vgg
 from gpq_tf.files import replacing
 
 FORMAT_VERSION = 1
@@ -28,40 +27,6 @@ _DESCRIPTION, _WEIGHTS, _TRAINING = "gpq_tf.json", "model.weights.h5", "training
 _LARGEST_DESCRIPTION = 4 * 2**20
 # A file may be larger than its weights: HDF5's own structures, and names.
 _LARGEST_OVERHEAD = 4 * 2**20
-
-# name: (smallest, largest); the largest keep D and the codebook far below what memory holds
-_INTEGER_RANGES = {
-    "n_book": (1, 256),
-    "bn_word": (1, 16),
-    "len_code": (1, 4096),
-    "n_classes": (1, 100_000),
-    "seed": (0, 2**32 - 1),
-}
-_LARGEST_WIDTH = 8
-
-
-def check_architecture(architecture):
-    """Check the arguments of RetrievalModel.
-
-    Args:
-        architecture: dict with the names of RetrievalModel's arguments.
-
-    Raises:
-        ValueError: naming the argument, what was expected and what was received.
-    """
-    heads.recipe(architecture["head"])
-    for name, (low, high) in _INTEGER_RANGES.items():
-        value = architecture[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"Invalid {name}. Expected an integer from {low} to {high}. Received: {name}={value!r}")
-    width = architecture["width_multiplier"]
-    if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= _LARGEST_WIDTH:
-        raise ValueError(
-            f"Invalid width_multiplier. Expected a number above 0, at most {_LARGEST_WIDTH}. "
-            f"Received: width_multiplier={width!r}"
-        )
-    if not isinstance(architecture["legacy"], bool):
-        raise ValueError(f"Invalid legacy. Expected True or False. Received: legacy={architecture['legacy']!r}")
 
 
 def write(model, path, overwrite=True, weights_dtype="float32"):
@@ -109,14 +74,7 @@ def read_description(path):
         ValueError: if the file is not a whole, unchanged model of a known version.
     """
     description, members = _verified(path)
-    architecture = description.get("architecture")
-    names = {"head", "width_multiplier", "legacy", *_INTEGER_RANGES}
-    if not isinstance(architecture, dict) or set(architecture) != names:
-        raise _damaged(path, f"a description of the network: {', '.join(sorted(names))}")
-    try:
-        check_architecture(architecture)
-    except ValueError as error:
-        raise _damaged(path, f"a network of this library. {error}") from error
+    architecture = _checked_architecture(path, description.get("architecture"))
     _check_size(path, architecture, members[_WEIGHTS], description.get("weights_dtype"))
     record = description.get("record")
     return architecture, record if isinstance(record, dict) else {}
@@ -196,11 +154,26 @@ def _read_archive(path):
         raise _damaged(path, f"a whole .keras archive; {error}") from error
 
 
+def _checked_architecture(path, architecture):
+    """The description of the network in a file, all of whose values have been checked."""
+    if not isinstance(architecture, dict) or not isinstance(architecture.get("head"), str):
+        raise _damaged(path, "a description of the network with the name of its head")
+    head = architecture["head"]
+    try:
+        names = {"head", *heads.arguments_of(head)}
+    except ValueError as error:
+        raise _damaged(path, f"a network of this library. {error}") from error
+    if set(architecture) != names:
+        raise _damaged(path, f"a description of the network: {', '.join(sorted(names))}")
+    try:
+        return heads.complete(head, {name: value for name, value in architecture.items() if name != "head"})
+    except ValueError as error:
+        raise _damaged(path, f"a network of this library. {error}") from error
+
+
 def _check_size(path, architecture, weights, weights_dtype):
     """Refuse sizes that the weights do not bear out, before memory is taken for them."""
-    width = architecture["n_book"] * architecture["len_code"]
-    rows = 2 ** architecture["bn_word"] + architecture["n_classes"] + vgg.feature_size(architecture["width_multiplier"])
-    n_values = vgg.kernel_size(architecture["width_multiplier"]) + width * rows
+    n_values = heads.recipe(architecture["head"]).kernel_size(architecture)
     bytes_a_value = 2 if weights_dtype == "float16" else 4
     if not n_values * bytes_a_value <= len(weights) <= n_values * 4 + _LARGEST_OVERHEAD:
         raise _damaged(path, f"weights for the network it describes, {n_values} values; they take {len(weights)} bytes")

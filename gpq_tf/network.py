@@ -6,15 +6,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from gpq_tf import model_file
-from gpq_tf.backbones import vgg
-from gpq_tf.heads.gpq import GPQHead
+from gpq_tf import heads, model_file
 from gpq_tf.ops import compiled_call
 
 # Images encoded at a time; large enough to keep a processor busy, small enough for its memory.
 BATCH_SIZE = 500
-# The network halves height and width three times.
-SMALLEST_SIDE = 8
 
 
 @keras.saving.register_keras_serializable("gpq_tf")
@@ -22,21 +18,21 @@ class RetrievalModel(keras.Model):
     """From uint8 images to descriptors and compact codes.
 
     Args:
-        head: str, "gpq".
-        n_book: int M, codebooks.
-        bn_word: int, bits a book; K = 2 ** bn_word codewords.
-        len_code: int d, length of a codeword; D = M * d.
-        n_classes: int C, class prototypes (used in training only).
-        width_multiplier: float, scales every channel count of the backbone.
-        legacy: bool, search with raw descriptors and codewords, as the original.
-        seed: int, of the initial values.
+        head: str, "gpq" or "spq".
+        n_book: int M, codebooks; 12 for gpq, 8 for spq.
+        bn_word: int, bits a book, 4; K = 2 ** bn_word codewords.
+        len_code: int d, length of a codeword, 12 for gpq, 16 for spq; D = M * d.
+        n_classes: int C, class prototypes (gpq only, used in training only), 10.
+        width_multiplier: float, scales every channel count of the backbone, 1.
+        legacy: bool, behave as the original does where it is at fault (docs/legacy.md), False.
+        seed: int, of the initial values, 0.
 
     Shapes:
-        input: uint8 (B, H, W, 3), H and W at least 8.
+        input: uint8 (B, H, W, 3), H and W at least 8 (gpq).
         output: float32 (B, D), what `embed` returns.
 
     Raises:
-        ValueError: if a size is out of range (see `model_file.check_architecture`).
+        ValueError: if an argument is unknown or out of range.
 
     Example:
         >>> model = RetrievalModel(n_book=3, len_code=4, width_multiplier=1 / 64)
@@ -45,70 +41,54 @@ class RetrievalModel(keras.Model):
         ((2, 12), (2, 3), (3, 16, 4))
     """
 
-    def __init__(
-        self,
-        head="gpq",
-        n_book=12,
-        bn_word=4,
-        len_code=12,
-        n_classes=10,
-        width_multiplier=1.0,
-        legacy=False,
-        seed=0,
-        **kwargs,
-    ):
-        architecture = {
-            "head": head,
-            "n_book": n_book,
-            "bn_word": bn_word,
-            "len_code": len_code,
-            "n_classes": n_classes,
-            "width_multiplier": width_multiplier,
-            "legacy": legacy,
-            "seed": seed,
-        }
-        model_file.check_architecture(architecture)
-        # Without a number behind the name, which the file would hold: equal models make equal files.
-        super().__init__(**{"name": "retrieval_model", **kwargs})
+    def __init__(self, head="gpq", *, dtype=None, **arguments):
+        architecture = heads.complete(head, arguments)
+        # A name without a number behind it, which the file would hold: equal models make equal files.
+        super().__init__(name="retrieval_model", dtype=dtype)
         self.architecture = architecture
         self.record = {}
         self.training_state = None
-        policy = self.dtype_policy
-        self.backbone = vgg.VGG(width_multiplier, seed, dtype=policy, name="backbone")
-        self.head = GPQHead(n_book, 2**bn_word, len_code, n_classes, legacy, seed + 100, dtype=policy, name="head")
-        # A model that loads weights must have its variables, whatever image sizes it will see.
-        self.backbone.build((None, None, None, 3))
-        self.head.build((None, vgg.feature_size(width_multiplier)))
+        self._recipe = heads.recipe(head)
+        self.backbone, self.head = self._recipe.build(architecture, self.dtype_policy)
         self.built = True
-        self._describe = compiled_call(self, lambda images: self.describe(vgg.preprocess(images)))
+        self._describe = compiled_call(self, lambda images: self.describe(self.preprocess(images)))
         self._embed = compiled_call(self, self.call)
 
     @property
     def head_name(self):
-        """str, "gpq"."""
+        """str, "gpq" or "spq"."""
         return self.head.head_name
 
     @property
+    def search_metric(self):
+        """str, the metric of a PQIndex for this model: "inner_product" (gpq), "l2" (spq)."""
+        return self.head.search_metric
+
+    @property
     def codebook(self):
-        """numpy float32 (M, K, d), as the search uses it: unit codewords, raw with legacy."""
+        """numpy float32 (M, K, d), as the search uses it: gpq's codewords have unit length, but for legacy."""
         return self.head.search_codebook()
 
-    def describe(self, normalized, training=False):
-        """Normalised images, float (B, H, W, 3) -> raw descriptors, float32 (B, D). A tensor operation."""
-        return self.head(self.backbone(normalized, training=training))
+    def preprocess(self, images):
+        """uint8 images (B, H, W, 3) -> float32 (B, H, W, 3), as the backbone takes them. A tensor operation."""
+        return self._recipe.preprocess(images)
+
+    def describe(self, preprocessed, training=False):
+        """Preprocessed images, float (B, H, W, 3) -> raw descriptors, float32 (B, D). A tensor operation."""
+        return self.head(self.backbone(preprocessed, training=training))
 
     def call(self, images, training=False):
-        return self.head.embed(self.describe(vgg.preprocess(images), training=training))
+        return self.head.embed(self.describe(self.preprocess(images), training=training))
 
     def embed(self, images, progress=None):
         """Descriptors as the search uses them.
 
         Args:
-            images: uint8 (N, H, W, 3), any H and W of at least 8; never resized.
+            images: uint8 (N, H, W, 3), any H and W (for gpq of at least 8); never resized.
             progress: callable that wraps the iterable of batches, such as tqdm.tqdm, or None.
 
         Returns:
-            numpy float32 (N, D): sub-vectors of unit length (raw with legacy).
+            numpy float32 (N, D); gpq: sub-vectors of unit length (raw with legacy).
 
         Raises:
             ValueError: if `images` has another shape or dtype.
@@ -120,7 +100,7 @@ class RetrievalModel(keras.Model):
         """Codes of images: the nearest codeword of every book.
 
         Args:
-            images: uint8 (N, H, W, 3), any H and W of at least 8; never resized.
+            images: uint8 (N, H, W, 3), any H and W (for gpq of at least 8); never resized.
             progress: callable that wraps the iterable of batches, such as tqdm.tqdm, or None.
 
         Returns:
@@ -134,7 +114,7 @@ class RetrievalModel(keras.Model):
         return self._in_batches(lambda batch: self.head.encode(self._describe(batch)), images, progress, n_book, dtype)
 
     def _in_batches(self, function, images, progress, width, dtype):
-        _check_images(images)
+        _check_images(images, self._recipe.SMALLEST_SIDE)
         out = np.empty((len(images), width), dtype)
         starts = range(0, len(images), BATCH_SIZE)
         for start in progress(starts) if progress else starts:
@@ -178,7 +158,7 @@ def load_model(path_or_name, legacy=None, precision="float32"):
 
     Args:
         path_or_name: path of a .keras file, or the name of shipped weights.
-        legacy: bool, search as the original did (raw descriptors and codewords); None takes what the file says.
+        legacy: bool, search as the original did where it is at fault; None takes what the file says.
         precision: "float32", "mixed_bfloat16" or "mixed_float16", in which the network computes. Descriptors are
             float32 in any case.
 
@@ -241,10 +221,10 @@ def find_model(path_or_name):
     )
 
 
-def _check_images(images):
+def _check_images(images, smallest_side):
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
-    if dtype != np.uint8 or shape is None or len(shape) != 4 or shape[3] != 3 or min(shape[1:3]) < SMALLEST_SIDE:
+    if dtype != np.uint8 or shape is None or len(shape) != 4 or shape[3] != 3 or min(shape[1:3]) < smallest_side:
         raise ValueError(
-            f"Invalid images. Expected uint8 (N, H, W, 3) with H and W at least {SMALLEST_SIDE}. "
+            f"Invalid images. Expected uint8 (N, H, W, 3) with H and W at least {smallest_side}. "
             f"Received: {dtype} {shape}"
         )

@@ -38,6 +38,37 @@ def soft_assign(x, codebook, alpha):
     return join_books(l2_normalize(ops.einsum("bmk,mkd->bmd", weights, codebook)))
 
 
+def soft_assign_l2(x, codebook, alpha):
+    """Replace each sub-vector by a mean of its book's codewords, weighted by how near they are.
+
+    SPQ (ICCV 2021), section 3.1, equation 2: z_j = sum_k softmax_k(-alpha ||x_j - c_jk||^2) c_jk. The paper's
+    temperature 0.2 divides, so alpha is its inverse, 5. Neither input nor result is normalised.
+
+    Args:
+        x: float (B, M * d), descriptors.
+        codebook: float (M, K, d).
+        alpha: float > 0, inverse temperature; larger is closer to `hard_assign` by "l2".
+
+    Returns:
+        float (B, M * d), in the dtype that `x` and `codebook` promote to.
+
+    Raises:
+        ValueError: if M * d differs between `x` and `codebook`.
+
+    Example:
+        >>> import numpy as np
+        >>> codebook = np.array([[[1.0, 0.0], [0.0, 1.0]]], "float32")
+        >>> [round(float(v), 3) for v in soft_assign_l2(np.array([[0.6, 0.8]], "float32"), codebook, alpha=5.0)[0]]
+        [0.119, 0.881]
+    """
+    # for b, j: w = softmax([-alpha * norm(x[b, j] - codebook[j, k])**2 for k]); z[b, j] = sum(w[k] * codebook[j, k])
+    sub_vectors = _sub_vectors(x, codebook)
+    products = ops.einsum("bmd,mkd->bmk", sub_vectors, codebook)
+    # ||x||^2 is the same for every codeword: the softmax does not see it
+    weights = ops.softmax(alpha * (2 * products - ops.sum(ops.square(codebook), axis=-1)), axis=-1)
+    return join_books(ops.einsum("bmk,mkd->bmd", weights, codebook))
+
+
 def hard_assign(x, codebook, metric="cosine"):
     """The nearest codeword of every book (GPQ, section 3.4; the lowest index wins ties, up to float32 rounding).
 
@@ -121,6 +152,9 @@ def _sub_vectors(x, codebook):
     return split_books(x, n_book)
 
 
+_SOFT_ASSIGN = {"cosine": soft_assign, "l2": soft_assign_l2}
+
+
 @keras.saving.register_keras_serializable("gpq_tf")
 class ProductQuantizer(keras.layers.Layer):
     """The codebook as a layer: a trainable variable (M, K, d) and the functions above, compiled by XLA.
@@ -129,10 +163,11 @@ class ProductQuantizer(keras.layers.Layer):
         n_book: int M.
         n_word: int K, codewords a book.
         len_code: int d, length of a codeword.
-        seed: int, of the initial values: uniform, Glorot's limit for a (K, M * d) matrix, as the original draws them.
+        seed: int, of the initial values: uniform, Glorot's limit for a (K, M * d) matrix, as the originals draw them.
+        metric: "cosine" for GPQ (`soft_assign`, `hard_assign`), "l2" for SPQ (`soft_assign_l2`, `hard_assign` by "l2").
 
     Raises:
-        ValueError: if a size is not a positive integer.
+        ValueError: if a size is not a positive integer, or the metric is another.
 
     Example:
         >>> quantizer = ProductQuantizer(n_book=3, n_word=4, len_code=2)
@@ -140,12 +175,14 @@ class ProductQuantizer(keras.layers.Layer):
         True
     """
 
-    def __init__(self, n_book, n_word, len_code, seed=0, **kwargs):
+    def __init__(self, n_book, n_word, len_code, seed=0, metric="cosine", **kwargs):
         super().__init__(**kwargs)
+        if metric not in _SOFT_ASSIGN:
+            raise ValueError(f'Invalid metric. Expected "cosine" or "l2". Received: metric={metric!r}')
         for name, size in {"n_book": n_book, "n_word": n_word, "len_code": len_code}.items():
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"Invalid {name}. Expected a positive integer. Received: {name}={size!r}")
-        self.n_book, self.n_word, self.len_code, self.seed = n_book, n_word, len_code, seed
+        self.n_book, self.n_word, self.len_code, self.seed, self.metric = n_book, n_word, len_code, seed, metric
         limit = (6.0 / (n_word + n_book * len_code)) ** 0.5
         self.codebook = self.add_weight(
             name="codebook",
@@ -156,12 +193,12 @@ class ProductQuantizer(keras.layers.Layer):
         )
         self.built = True
         # Compiled once: the codebook is an argument, so that its present value is used.
-        self._hard_assign = compiled(hard_assign)
-        self._soft_assign = compiled(soft_assign)
+        self._hard_assign = compiled(lambda x, codebook: hard_assign(x, codebook, metric))
+        self._soft_assign = compiled(_SOFT_ASSIGN[metric])
         self._decode = compiled(decode)
 
     def encode(self, x):
-        """float (B, M * d) -> int32 codes (B, M), by cosine; see `hard_assign`."""
+        """float (B, M * d) -> int32 codes (B, M); see `hard_assign`."""
         return self._hard_assign(x, self.codebook.value)
 
     def decode(self, codes):
@@ -169,9 +206,9 @@ class ProductQuantizer(keras.layers.Layer):
         return self._decode(codes, self.codebook.value)
 
     def call(self, x, alpha=20.0):
-        """float (B, M * d) -> float (B, M * d), softly quantized; see `soft_assign`."""
+        """float (B, M * d) -> float (B, M * d), softly quantized; see `soft_assign`, `soft_assign_l2`."""
         return self._soft_assign(x, self.codebook.value, alpha)
 
     def get_config(self):
-        sizes = {"n_book": self.n_book, "n_word": self.n_word, "len_code": self.len_code, "seed": self.seed}
-        return {**super().get_config(), **sizes}
+        sizes = {"n_book": self.n_book, "n_word": self.n_word, "len_code": self.len_code}
+        return {**super().get_config(), **sizes, "seed": self.seed, "metric": self.metric}

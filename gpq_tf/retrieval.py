@@ -19,7 +19,7 @@ def encode_gallery(model, images, progress=None):
     Returns:
         PQIndex of N codes.
     """
-    index = PQIndex(model.codebook, metric="inner_product")
+    index = PQIndex(model.codebook, model.search_metric)
     index.add(model.encode(images, progress))
     return index
 

@@ -8,6 +8,8 @@ import types
 from pathlib import Path
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+HEADS = ("gpq", "spq")
+AUGMENTATIONS = ("simclr", "spq2021")
 DATASETS = ("cifar10", "cifar10_folder", "cifar10_tfds", "cifar10_sample")
 
 
@@ -67,7 +69,7 @@ def _optional(parse):
 
 _boolean = _choice(True, False)
 
-# name: (default, parser), in the order of config.py
+# name: (default, parser), in the order of config.py; another head's defaults follow below
 FIELDS = {
     "data_dir": ("./cifar10", _text),
     "dataset": ("cifar10", _choice(*DATASETS)),
@@ -84,7 +86,8 @@ FIELDS = {
     "total_epochs": (300, _integer(1, 10**6)),
     "batch_size": (500, _integer(1, 10**6)),
     "save_term": (20, _integer(1, 10**6)),
-    "head": ("gpq", _choice("gpq")),
+    "eval_epoch": (None, _optional(_integer(1, 10**6))),
+    "head": ("gpq", _choice(*HEADS)),
     "len_code": (12, _integer(1, 4096)),
     "n_book": (12, _integer(1, 256)),
     "bn_word": (4, _integer(1, 16)),
@@ -94,6 +97,8 @@ FIELDS = {
     "beta": (4.0, _number(0, above=True)),
     "lam_1": (0.1, _number(0)),
     "lam_2": (0.1, _number(0)),
+    "temperature": (0.5, _number(0, above=True)),
+    "augment": ("simclr", _choice(*AUGMENTATIONS)),
     "width_multiplier": (1.0, _number(0, 8, above=True)),
     "legacy": (False, _boolean),
     "seed": (0, _integer(0, 2**32 - 1)),
@@ -106,6 +111,20 @@ FIELDS = {
     "query": (None, _optional(_integer(0, 10**9))),
     "n_pictures": (1, _integer(0, 10**4)),
 }
+# What other heads have by default, and what legacy changes of that, where nothing was given.
+_HEAD_DEFAULTS = {
+    "spq": {
+        "n_DB": 1000,
+        "total_epochs": 5000,
+        "batch_size": 256,
+        "eval_epoch": 100,
+        "len_code": 16,
+        "n_book": 8,
+        "alpha": 5.0,
+        "keep": 3,
+    }
+}
+_LEGACY_DEFAULTS = {"spq": {"augment": "spq2021"}}
 _OLD_SPELLING, _SPELLING = "ImagNet_pretrained_path", "ImageNet_pretrained_path"
 _DERIVED = {
     "intn_word": ("2 ** bn_word", lambda values: 2 ** values["bn_word"]),
@@ -119,9 +138,9 @@ _FIXED_BY_MODEL = {
     "n_book": "n_book",
     "bn_word": "bn_word",
     "len_code": "len_code",
-    "n_CLASSES": "n_classes",
     "width_multiplier": "width_multiplier",
 }
+_FIXED_BY_HEAD = {"gpq": {"n_CLASSES": "n_classes"}}
 
 
 class Settings(types.SimpleNamespace):
@@ -140,10 +159,33 @@ class Settings(types.SimpleNamespace):
         return {name: getattr(self, name) for name in FIELDS}
 
     def completed(self, values, given=None):
-        """A copy with some values changed (not checked), the derived ones computed anew, and `given` as told."""
+        """A copy with some values changed (not checked), the derived ones computed anew, and `given` as told.
+
+        Where head or legacy change, so do the defaults of what was not given.
+        """
+        given = self.given if given is None else given
         changed = {**self.as_dict(), **values}
-        derived = {name: derive(changed) for name, (_, derive) in _DERIVED.items()}
-        return Settings({**changed, **derived}, self.given if given is None else given)
+        if (changed["head"], changed["legacy"]) != (self.head, self.legacy):
+            own = defaults_of(changed["head"], changed["legacy"])
+            dependent = {name for names in (*_HEAD_DEFAULTS.values(), *_LEGACY_DEFAULTS.values()) for name in names}
+            changed |= {name: own[name] for name in dependent - set(values) - given}
+        return Settings({**changed, **_derived(changed)}, given)
+
+
+def defaults_of(head="gpq", legacy=False):
+    """Every setting's default, dict of name -> value: some depend on the head, and on legacy.
+
+    Example:
+        >>> defaults_of("gpq")["n_book"], defaults_of("spq")["n_book"]
+        (12, 8)
+    """
+    defaults = {name: default for name, (default, _) in FIELDS.items()}
+    defaults |= _HEAD_DEFAULTS.get(head, {}) | (_LEGACY_DEFAULTS.get(head, {}) if legacy else {})
+    return {**defaults, **_derived(defaults)}
+
+
+def _derived(values):
+    return {name: derive(values) for name, (_, derive) in _DERIVED.items()}
 
 
 def resolve(arguments=(), config_path="config.py"):
@@ -165,12 +207,15 @@ def resolve(arguments=(), config_path="config.py"):
         >>> settings.n_book, settings.n_bits
         (8, 32)
     """
-    defaults = {name: default for name, (default, _) in FIELDS.items()}
     from_file = _parse_all(_read_config(config_path), str(config_path))
-    # The file is held against itself first: its n_bits belongs to its n_book, not to the command line's.
-    values = _settle(defaults, from_file, str(config_path))
-    from_file = {name: value for name, value in from_file.items() if value != defaults[name]}
     from_arguments = _parse_all(_read_arguments(arguments), "the command line")
+    # The file is held against itself first: its n_bits belongs to its n_book, not to the command line's.
+    gpq = defaults_of()
+    _settle(gpq, from_file, str(config_path))
+    # A value that equals the file's default is no wish: another head has other defaults.
+    from_file = {name: value for name, value in from_file.items() if value != gpq[name] and name not in _DERIVED}
+    both = {"head": gpq["head"], "legacy": gpq["legacy"], **from_file, **from_arguments}
+    values = _settle(defaults_of(both["head"], both["legacy"]), from_file, str(config_path))
     values = _settle(values, from_arguments, "the command line")
     given = {*from_file, *from_arguments} - set(_DERIVED)
     return Settings(values, given | {_OLD_SPELLING, _SPELLING} if given & {_OLD_SPELLING, _SPELLING} else given)
@@ -178,13 +223,17 @@ def resolve(arguments=(), config_path="config.py"):
 
 def architecture_of(settings):
     """The arguments of RetrievalModel that settings give, a dict; `fixed_by` goes the other way."""
-    own = {argument: getattr(settings, name) for name, argument in _FIXED_BY_MODEL.items()}
+    own = {argument: getattr(settings, name) for name, argument in _fixed_names(settings.head).items()}
     return {**own, "legacy": settings.legacy, "seed": settings.seed}
 
 
 def fixed_by(architecture):
     """What a model fixes, under the settings' names: a dict, from the dict of RetrievalModel's arguments."""
-    return {name: architecture[argument] for name, argument in _FIXED_BY_MODEL.items()}
+    return {name: architecture[argument] for name, argument in _fixed_names(architecture["head"]).items()}
+
+
+def _fixed_names(head):
+    return {**_FIXED_BY_MODEL, **_FIXED_BY_HEAD.get(head, {})}
 
 
 def check_fixed(settings, fixed, source):
@@ -239,8 +288,9 @@ def from_dict(stored, source):
     """
     if not isinstance(stored, dict):
         raise ValueError(f"Invalid settings ({source}). Expected names and values. Received: {type(stored).__name__}")
-    defaults = {name: default for name, (default, _) in FIELDS.items()}
-    return Settings(_settle(defaults, _parse_all(stored, source), source))
+    parsed = _parse_all(stored, source)
+    defaults = defaults_of(parsed.get("head", "gpq"), parsed.get("legacy", False))
+    return Settings(_settle(defaults, parsed, source))
 
 
 def _read_config(path):

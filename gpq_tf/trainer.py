@@ -1,12 +1,14 @@
 """The training loop: draw a batch, take a step, log it; measure and save every save_term epochs."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
 import os
 import time
 import types
+import typing
 from pathlib import Path
 
 import keras
@@ -15,9 +17,10 @@ import numpy as np
 from gpq_tf import convert, curves, heads, metrics, retrieval, training_state
 from gpq_tf import settings as settings_module
 from gpq_tf.convert import mat
-from gpq_tf.data import check_image_size
+from gpq_tf.data import RetrievalData, check_image_size
 from gpq_tf.model_file import read_description, read_training_state
 from gpq_tf.network import RetrievalModel, find_model, load_model
+from gpq_tf.saves import Saves
 from gpq_tf.train_step import make_step
 
 # The fixed subset on which training is watched: every 5th query, every 10th image of the gallery.
@@ -66,7 +69,7 @@ def train(settings, data, report=None, progress=None):
     recipe = heads.recipe(settings.head)
     steps_per_epoch = recipe.steps_per_epoch(data, settings)
     total = settings.total_epochs * steps_per_epoch
-    optimizer = _optimizer(recipe, settings)
+    optimizer = _optimizer(recipe, settings, steps_per_epoch)
     fingerprint = _fingerprint(data)
     if settings.resume:
         model, origin, done = _resumed(settings, optimizer, total, fingerprint)
@@ -74,19 +77,28 @@ def train(settings, data, report=None, progress=None):
         model, origin = initial_model(settings)
         done = 0
     report(origin)
-    rate = recipe.learning_rate()
-    take_step = make_step(
-        model, lambda batch: recipe.training_losses(model, batch, settings), optimizer, _use_jit(settings)
-    )
+    rate = recipe.learning_rate(settings, steps_per_epoch)
+
+    @functools.cache
+    def compiled_step(frozen):
+        def losses_of(batch):
+            return recipe.training_losses(model, batch, settings, frozen)
+
+        return make_step(model, losses_of, optimizer, _use_jit(settings))
+
     stem = Path(settings.model_save_path) / recipe.file_stem(settings)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    saves = _Saves(stem, settings, done // steps_per_epoch, report)
+    saves = Saves(stem, settings, done // steps_per_epoch, report)
+    about = {"origin": origin, "source": data.source, "data_sha256": fingerprint}
+    about |= {"class_names": list(data.class_names), "settings": settings.as_dict()}
     with _Log(f"{stem}.log.jsonl") as log, _closing(progress, total - done) as bar, _board(settings, stem) as board:
         log.write(event="start", step=done, origin=origin, source=data.source, settings=settings.as_dict())
         clock = _Clock(total - done, report)
+        run = _Run(model, optimizer, settings, data, saves, log, board, report, about)
         for step in range(done + 1, total + 1):
             epoch = (step - 1) // steps_per_epoch + 1
             batch = recipe.draw_batch(data, settings, step - 1)
+            take_step = compiled_step(recipe.is_frozen(settings, epoch))
             losses = {name: float(value) for name, value in take_step(batch).items()}
             if not math.isfinite(losses["loss"]):
                 raise Diverged(_diverged(f"Loss is {losses['loss']} at step {step}", epoch, saves.last_good))
@@ -101,39 +113,70 @@ def train(settings, data, report=None, progress=None):
             if bar is not None:
                 bar.set_postfix({name: f"{value:.4g}" for name, value in entry.items()}, refresh=False)
                 bar.update(1)
-            if step % steps_per_epoch == 0 and (epoch % settings.save_term == 0 or epoch == settings.total_epochs):
-                _check_finite(model, step, epoch, saves.last_good)
-                watched = subset(data)
-                found = retrieval.evaluate(model, watched)
-                score = found["mAP"]
-                usage = metrics.codebook_usage(found["index"].codes, found["index"].K)
-                model.record = {
-                    "epoch": epoch,
-                    "step": step,
-                    "mAP_of_subset": score,
-                    "origin": origin,
-                    "source": data.source,
-                    "data_sha256": fingerprint,
-                    "class_names": list(data.class_names),
-                    "settings": settings.as_dict(),
-                }
-                model.training_state = training_state.from_optimizer(optimizer, step)
-                path = saves.save(model, epoch)
-                log.write(event="save", step=step, epoch=epoch, path=str(path), mAP_of_subset=score, **_rounded(usage))
-                if board is not None:
-                    board.scalars(step, {"mAP_of_subset": score})
-                    board.usage(step, usage)
-                    shown = retrieval.answers(_QUERY_SHOWN, found, watched)
-                    board.ranked_list(step, **shown, class_names=data.class_names)
-                report(f"epoch {epoch}: loss {losses['loss']:.4f}, mAP of the subset {score:.4f}, saved {path}")
+            if step % steps_per_epoch:
+                continue
+            if settings.eval_epoch and epoch % settings.eval_epoch == 0:
+                _evaluate(run, step, epoch, losses["loss"])
+                clock.restart()
+            if epoch % settings.save_term == 0 or epoch == settings.total_epochs:
+                _save(run, step, epoch, losses["loss"])
                 clock.restart()
     return model, saves.last_good
+
+
+class _Run(typing.NamedTuple):
+    """What stays the same throughout a run."""
+
+    model: RetrievalModel
+    optimizer: keras.optimizers.Optimizer
+    settings: settings_module.Settings
+    data: RetrievalData
+    saves: Saves
+    log: object
+    board: curves.Curves | None
+    report: object
+    about: dict
+
+
+def _evaluate(run, step, epoch, loss):
+    """Measure the model on all queries, and keep it where it is the best so far."""
+    _check_finite(run.model, step, epoch, run.saves.last_good)
+    score = retrieval.evaluate(run.model, run.data, run.settings.n_DB)["mAP"]
+    run.model.record, run.model.training_state = {"epoch": epoch, "step": step, "mAP": score, **run.about}, None
+    path = run.saves.save_if_best(run.model)
+    best = run.saves.best
+    run.log.write(event="evaluation", step=step, epoch=epoch, mAP=score, best=best["mAP"], path=path and str(path))
+    if run.board is not None:
+        run.board.scalars(step, {"mAP": score})
+    run.report(
+        f"epoch {epoch}: loss {loss:.4f}, mAP@{run.settings.n_DB} {score:.4f}, best {best['mAP']:.4f} "
+        f"(epoch {best['epoch']})"
+    )
+
+
+def _save(run, step, epoch, loss):
+    """Save the model with what training needs to go on, after a look at it on a subset of the data."""
+    _check_finite(run.model, step, epoch, run.saves.last_good)
+    watched = subset(run.data)
+    found = retrieval.evaluate(run.model, watched, run.settings.n_DB)
+    score = found["mAP"]
+    usage = metrics.codebook_usage(found["index"].codes, found["index"].K)
+    run.model.record = {"epoch": epoch, "step": step, "mAP_of_subset": score, **run.about}
+    run.model.training_state = training_state.from_optimizer(run.optimizer, step)
+    path = run.saves.save(run.model, epoch)
+    run.log.write(event="save", step=step, epoch=epoch, path=str(path), mAP_of_subset=score, **_rounded(usage))
+    if run.board is not None:
+        run.board.scalars(step, {"mAP_of_subset": score})
+        run.board.usage(step, usage)
+        shown = retrieval.answers(_QUERY_SHOWN, found, watched)
+        run.board.ranked_list(step, **shown, class_names=run.data.class_names)
+    run.report(f"epoch {epoch}: loss {loss:.4f}, mAP of the subset {score:.4f}, saved {path}")
 
 
 def initial_model(settings):
     """The model that training starts from, and a line that says which.
 
-    --init if given, else ImageNet_pretrained.mat if present, else drawn from the seed.
+    --init if given, else (for gpq) ImageNet_pretrained.mat if present, else drawn from the seed.
 
     Args:
         settings: gpq_tf.settings.Settings.
@@ -149,13 +192,14 @@ def initial_model(settings):
         n_book = settings.n_book if "n_book" in settings.given else None
         return model, _copy_from(settings.init, model, n_book)
     mat_file = mat.find(settings.ImageNet_pretrained_path)
-    if mat_file is not None:
+    if mat_file is not None and settings.head == "gpq":
         mat.load_backbone(model.backbone, mat_file)
         return model, f"starting from {mat_file} (backbone; head from seed {settings.seed})"
     if settings.given & {"ImagNet_pretrained_path", "ImageNet_pretrained_path"}:
+        expected = "a .mat file" if settings.head == "gpq" else f"none with head={settings.head}: --init takes models"
         raise ValueError(
-            f"Invalid ImageNet_pretrained_path. Expected a .mat file. Received: {settings.ImageNet_pretrained_path}, "
-            "no such file"
+            f"Invalid ImageNet_pretrained_path. Expected {expected}. Received: {settings.ImageNet_pretrained_path}"
+            f"{'' if mat_file else ', no such file'}"
         )
     return model, f"starting from scratch (seed {settings.seed})"
 
@@ -194,7 +238,8 @@ def subset(data):
 
 def _check(settings, data):
     check_image_size(settings, data)
-    if len(data.class_names) != settings.n_CLASSES:
+    # Labels that training does not see may be of any number of classes.
+    if settings.head == "gpq" and len(data.class_names) != settings.n_CLASSES:
         raise ValueError(
             f"Invalid n_CLASSES. Expected the data's, {len(data.class_names)}. Received: n_CLASSES={settings.n_CLASSES}"
         )
@@ -245,8 +290,8 @@ def _assign_all(source_layer, target_layer, source):
         new.assign(old)
 
 
-def _optimizer(recipe, settings):
-    optimizer = recipe.optimizer()
+def _optimizer(recipe, settings, steps_per_epoch):
+    optimizer = recipe.optimizer(settings, steps_per_epoch)
     if settings.precision == "mixed_float16":
         # 16-bit floats of this kind lose small gradients unless the loss is scaled up.
         return keras.optimizers.LossScaleOptimizer(optimizer)
@@ -274,39 +319,6 @@ def _make_deterministic():
 
         if tf.config.list_physical_devices("GPU"):
             tf.config.experimental.enable_op_determinism()
-
-
-class _Saves:
-    """The models of one run: what was saved last, and which are the oldest where only some are to be kept."""
-
-    def __init__(self, stem, settings, epoch_of_resume, report):
-        self._stem, self._settings = stem, settings
-        by_epoch = {}
-        for path in stem.parent.glob(f"{stem.name}_*.keras"):
-            epoch = path.stem.removeprefix(f"{stem.name}_")
-            if epoch.isdecimal():
-                by_epoch[int(epoch)] = path
-        earlier = [by_epoch[epoch] for epoch in sorted(by_epoch) if epoch <= epoch_of_resume]
-        # A resumed run goes on with its own saves; a new one has none, whatever lies in the folder.
-        self._paths = earlier if settings.resume else []
-        self.last_good = Path(settings.resume) if settings.resume else None
-        others = len(by_epoch) - len(self._paths)
-        if others:
-            report(f"{stem.parent} holds {others} models of another run: those of the same epochs will be replaced")
-
-    def save(self, model, epoch):
-        path = Path(f"{self._stem}_{epoch}.keras")
-        model.save(path)
-        settings_module.save(
-            self._settings, path.with_suffix(".json"), epoch=epoch, mAP_of_subset=model.record["mAP_of_subset"]
-        )
-        self.last_good = path
-        self._paths.append(path)
-        while self._settings.keep is not None and len(self._paths) > self._settings.keep:
-            oldest = self._paths.pop(0)
-            oldest.unlink(missing_ok=True)
-            oldest.with_suffix(".json").unlink(missing_ok=True)
-        return path
 
 
 def _fingerprint(data):

@@ -273,7 +273,7 @@ def test_xla_compiles_assignment_and_decoding(layer):
     x, codes = ops.ones((5, 144)), ops.zeros((5, 12), "int32")
     codebook = layer.codebook.value
     calls = {
-        "_hard_assign": (x, codebook, "cosine"),
+        "_hard_assign": (x, codebook),
         "_soft_assign": (x, codebook, 20.0),
         "_decode": (codes, codebook),
     }

@@ -96,7 +96,7 @@ def test_saves_of_before_count(tmp_path, data, monkeypatch):
     trainer.train(chosen, data)
     assert sorted(file.stem for file in tmp_path.glob("*.keras")) == ["gpq_48bits_3", "gpq_48bits_4"]
 
-    def nan(model, batch, given):
+    def nan(model, batch, given, frozen):
         loss = keras.ops.sum(model.head.prototypes) * float("nan")
         return {"loss": loss, "hash": loss, "cls": loss, "ent": loss}
 

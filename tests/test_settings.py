@@ -78,7 +78,7 @@ def test_an_agreeing_derived_value_is_welcome():
         (["--width_multiplier=0"], "Expected a number above 0 and at most 8"),
         (["--precision=float64"], "Expected one of float32, mixed_bfloat16, mixed_float16"),
         (["--legacy=maybe"], "Expected one of True, False"),
-        (["--head=spq"], "Expected one of gpq"),
+        (["--head=vgg"], "Expected one of gpq, spq"),
         (["--dataset=mnist"], "Expected one of cifar10"),
         (["--seed"], "Invalid seed"),
         (["--data_dir="], "Invalid data_dir"),

@@ -162,8 +162,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(tmp_pa
 def _nan_from(training_losses, step):
     """The losses, times NaN as soon as batch normalisation has been updated so many times (two a step)."""
 
-    def broken(model, batch, chosen):
-        losses = training_losses(model, batch, chosen)
+    def broken(model, batch, chosen, frozen):
+        losses = training_losses(model, batch, chosen, frozen)
         updates = model.backbone.normalizations[0].local_step
         factor = keras.ops.where(updates >= 2 * step, float("nan"), 1.0)
         return {**losses, "loss": losses["loss"] * factor}
@@ -172,7 +172,7 @@ def _nan_from(training_losses, step):
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, data, monkeypatch):
-    def poison(model, batch, chosen):
+    def poison(model, batch, chosen, frozen):
         model.backbone.normalizations[0].moving_mean.assign(model.backbone.normalizations[0].moving_mean * float("nan"))
         zero = 0.0 * keras.ops.sum(model.head.prototypes)
         return {"loss": zero, "hash": zero, "cls": zero, "ent": zero}

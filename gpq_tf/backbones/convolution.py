@@ -1,4 +1,4 @@
-"""3x3 convolutions that keep the size, fast also where the image is small, and joined with their normalisation."""
+"""Convolutions as the originals pad them, fast also where the image is small, and joined with their normalisation."""
 
 import keras
 from keras import ops
@@ -9,20 +9,23 @@ SMALL_IMAGE = 16
 
 @keras.saving.register_keras_serializable("gpq_tf")
 class Conv2D(keras.layers.Conv2D):
-    """keras.layers.Conv2D of 3x3 kernels with stride 1 and padding "same", by `convolve`.
+    """keras.layers.Conv2D by `convolve`: kernels of 1x1 or 3x3, as many zeros on every side as keep the size.
+
+    With a stride above 1 Keras's own padding "same" is another, which begins with the image where it can.
 
     The name is Keras's, because a layer's place in a weights file comes from it.
 
     Args:
         filters: int.
-        **kwargs: those of keras.layers.Conv2D, but for the kernel's size, strides and padding.
+        kernel_size: int, 1 or 3.
+        **kwargs: those of keras.layers.Conv2D, but for the padding.
     """
 
-    def __init__(self, filters, **kwargs):
-        super().__init__(filters, **{**kwargs, "kernel_size": 3, "padding": "same"})
+    def __init__(self, filters, kernel_size=3, **kwargs):
+        super().__init__(filters, kernel_size, **{**kwargs, "padding": "same"})
 
     def convolution_op(self, inputs, kernel):
-        return convolve(inputs, kernel.value)  # a function with its own gradient takes no Keras variables
+        return convolve(inputs, kernel.value, self.strides[0])  # a function with its own gradient: no Keras variables
 
     def call_normalized(self, x, normalization):
         """This convolution and its batch normalisation in inference, as one convolution.
@@ -32,7 +35,7 @@ class Conv2D(keras.layers.Conv2D):
 
         Args:
             x: float (B, H, W, channels).
-            normalization: DebiasedBatchNormalization, built.
+            normalization: BatchNormalization, built.
 
         Returns:
             float (B, H, W, filters), in the compute dtype.
@@ -41,29 +44,35 @@ class Conv2D(keras.layers.Conv2D):
         dtype = self.compute_dtype
         # In mixed precision a layer's weights are read in 16 bits.
         kernel = ops.cast(self.kernel, dtype) * ops.cast(scale, dtype)
-        bias = ops.cast(self.bias, "float32") * scale + shift
-        return ops.add(convolve(ops.cast(x, dtype), kernel), ops.cast(bias, dtype))
+        if self.use_bias:
+            shift = ops.cast(self.bias, "float32") * scale + shift
+        return ops.add(convolve(ops.cast(x, dtype), kernel, self.strides[0]), ops.cast(shift, dtype))
 
 
-def convolve(x, kernel):
-    """Convolve with a 3x3 kernel, stride 1, as many zeros around the image as keep its size.
+def convolve(x, kernel, stride=1):
+    """Convolve with a kernel of 1x1 or 3x3 and (kernel size - 1) / 2 zeros on every side of the image.
 
-    In images of at most 4x4 pixels a third of the products are with those zeros, and the backend's kernels are at their
-    worst. There each output pixel is one matrix product of the window around it with the part of the kernel that falls
-    inside, and each part of the kernel's gradient one product over all the pixels that it meets.
+    In images of at most 4x4 pixels a third of a 3x3 kernel's products are with those zeros, and the backend's kernels
+    are at their worst. There each output pixel is one matrix product of the window around it with the part of the
+    kernel that falls inside, and each part of the kernel's gradient one product over all the pixels that it meets.
 
     Args:
         x: float (B, H, W, channels).
-        kernel: float (3, 3, channels, filters), in the dtype of `x`.
+        kernel: float (1, 1, channels, filters) or (3, 3, channels, filters), in the dtype of `x`.
+        stride: int, pixels from one output to the next, in both directions.
 
     Returns:
-        float (B, H, W, filters).
+        float (B, ceil(H / stride), ceil(W / stride), filters).
 
     Example:
         >>> [float(value) for value in convolve(ops.ones((1, 1, 3, 1)), ops.ones((3, 3, 1, 1)))[0, 0, :, 0]]
         [2.0, 3.0, 2.0]
     """
     _, height, width, _ = x.shape
+    if kernel.shape[0] == 1:
+        return ops.conv(x if stride == 1 else x[:, ::stride, ::stride], kernel)
+    if stride > 1:
+        return ops.conv(ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), kernel, stride)
     if height and width and height * width <= SMALL_IMAGE:
         return _convolve_small(x, kernel)
     return ops.conv(x, kernel, padding="same")

@@ -1,4 +1,4 @@
-"""CIFAR-10 from whichever of three places holds it, in the original's order, split as GPQ splits it."""
+"""CIFAR-10 from whichever of three places holds it, in the original's order, split as GPQ or as SPQ splits it."""
 
 import contextlib
 import os
@@ -12,9 +12,10 @@ from gpq_tf.settings import DATASETS
 
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 LAYOUT = (*BATCHES, "batches.meta")
+N_TRAIN = 50_000  # of the whole set; the sample remembers where its images stood
 
 
-def load(dataset="cifar10", data_dir="./cifar10", download=False, legacy=False):
+def load(dataset="cifar10", data_dir="./cifar10", download=False, legacy=False, split="gpq"):
     """Load CIFAR-10 and split it into labelled, gallery and query images.
 
     Args:
@@ -28,12 +29,13 @@ def load(dataset="cifar10", data_dir="./cifar10", download=False, legacy=False):
         legacy: bool; True splits in the order of numpy 1.16, as the original did (see `protocol.split`). The
             sample is always split in the stable order, in which its queries, gallery and labelled images are
             queries, gallery and labelled images of the whole set.
+        split: str, "gpq" (`protocol.split`) or "train_test" (`protocol.train_test`).
 
     Returns:
         RetrievalData; its `source` says in one line what was loaded.
 
     Raises:
-        ValueError: if `dataset` is unknown, or what it asks for is absent, incomplete or damaged.
+        ValueError: if `dataset` or `split` is unknown, or what is asked for is absent, incomplete or damaged.
         OSError: if a file cannot be read, or CIFAR-10 not be downloaded.
 
     Example:
@@ -45,11 +47,18 @@ def load(dataset="cifar10", data_dir="./cifar10", download=False, legacy=False):
         raise ValueError(f"Invalid dataset. Expected one of {', '.join(DATASETS)}. Received: dataset={dataset!r}")
     if dataset == "cifar10":
         dataset = _first_present(data_dir, download)
+    if split not in protocol.PROTOCOLS:
+        raise ValueError(f"Invalid split. Expected one of {', '.join(protocol.PROTOCOLS)}. Received: split={split!r}")
     if dataset == "cifar10_folder":
-        return protocol.split(*_read_folder(data_dir), legacy=legacy)
-    if dataset == "cifar10_tfds":
-        return protocol.split(*_read_tfds(data_dir, download), legacy=legacy)
-    return protocol.split(*_read_sample(data_dir))
+        *labelled_images, in_test = _read_folder(data_dir)
+    elif dataset == "cifar10_tfds":
+        *labelled_images, in_test = _read_tfds(data_dir, download)
+    else:
+        *labelled_images, in_test = _read_sample(data_dir)
+        legacy = False
+    if split == "train_test":
+        return protocol.train_test(*labelled_images, in_test)
+    return protocol.split(*labelled_images, legacy=legacy)
 
 
 def _first_present(data_dir, download):
@@ -61,11 +70,12 @@ def _first_present(data_dir, download):
     return "cifar10_sample"
 
 
-def load_for(settings):
+def load_for(settings, split="gpq"):
     """`load` what settings ask for, and hold it against them.
 
     Args:
         settings: gpq_tf.settings.Settings.
+        split: str, as for `load`.
 
     Returns:
         RetrievalData.
@@ -82,7 +92,7 @@ def load_for(settings):
             "tensorflow-datasets' cifar10. Received: a folder without them, or none. Leave it out for the embedded "
             "sample, or add --download=True"
         )
-    data = load(settings.dataset, data_dir, settings.download, settings.legacy)
+    data = load(settings.dataset, data_dir, settings.download, settings.legacy, split)
     check_image_size(settings, data)
     return data
 
@@ -104,17 +114,20 @@ def _read_folder(data_dir):
     class_names = pickles.load_cifar_meta(Path(data_dir) / "batches.meta")
     parts = [pickles.load_cifar_batch(Path(data_dir) / name, len(class_names)) for name in BATCHES]
     images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return images, labels, class_names, f"CIFAR-10, {len(images):,} images from {data_dir} (original layout)"
+    in_test = np.arange(len(images)) >= len(images) - len(parts[-1][1])
+    return images, labels, class_names, f"CIFAR-10, {len(images):,} images from {data_dir} (original layout)", in_test
 
 
 def _read_sample(data_dir):
     with resources.as_file(resources.files("gpq_tf.data") / "cifar10_sample.npz") as path:
         images, labels, class_names = jpegs.load_jpegs(path, "sample")
+        with np.load(path) as stored:
+            in_test = stored["sample_index"] >= N_TRAIN
     source = (
         f"embedded CIFAR-10 sample, {len(images):,} of 60,000 images; for all of them put the python "
         f"version's files (data_batch_1 ...) into {data_dir} or add --download=True"
     )
-    return images, labels, class_names, source
+    return images, labels, class_names, source, in_test
 
 
 def _tfds_folders(data_dir):
@@ -173,7 +186,7 @@ def _read_tfds(data_dir, download):
         ) from error
     images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
     source = f"CIFAR-10, {len(images):,} images from {folder} (tensorflow-datasets)"
-    return images, labels, class_names, source
+    return images, labels, class_names, source, np.arange(len(images)) >= len(parts[0][1])
 
 
 def _read_tfds_split(tfds, builder, split):

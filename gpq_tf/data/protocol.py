@@ -1,4 +1,4 @@
-"""GPQ's split of a labelled image set into labelled, gallery and query images."""
+"""How the originals split a labelled image set into labelled, gallery and query images."""
 
 import dataclasses
 
@@ -6,6 +6,8 @@ import numpy as np
 
 from gpq_tf.data import numpy116
 
+# Names of `split` and `train_test`.
+PROTOCOLS = ("gpq", "train_test")
 QUERY_STEP = 60  # every 60th image of the order by class is a query
 LABELLED_SHARE = 120  # of N images, N // 120 per class are labelled: 500 of CIFAR-10's 60,000
 
@@ -72,13 +74,55 @@ def split(images, labels, class_names, source, legacy=False):
         >>> len(data.query_index), len(data.labelled_index), len(data.gallery_index)
         (10, 50, 540)
     """
+    images, labels = _checked(images, labels)
+    labelled, gallery, query = split_index(labels, len(class_names), legacy)
+    return _split_by(images, labels, class_names, source, labelled, gallery, query)
+
+
+def train_test(images, labels, class_names, source, in_test):
+    """Split as SPQ does: the test images are the queries, the training images the gallery; no label is seen.
+
+    CIFAR-10 gives 10,000 queries and a gallery of 50,000, which is also what training sees, without labels.
+
+    Args:
+        images, labels, class_names, source: as for `split`.
+        in_test: bool (N,), which images are test images.
+
+    Returns:
+        RetrievalData without labelled images; both parts in the order of `images`.
+
+    Raises:
+        ValueError: if shapes do not fit, a label is no class, or one of the parts is empty.
+
+    Example:
+        >>> images = np.zeros((6, 8, 8, 3), np.uint8)
+        >>> data = train_test(images, np.zeros(6, int), ["a"], "nowhere", np.arange(6) > 3)
+        >>> data.gallery_index.tolist(), data.query_index.tolist(), len(data.labelled_index)
+        ([0, 1, 2, 3], [4, 5], 0)
+    """
+    images, labels = _checked(images, labels)
+    _check_classes(labels, len(class_names))
+    in_test = np.asarray(in_test)
+    if in_test.dtype != bool or in_test.shape != labels.shape or in_test.all() or not in_test.any():
+        raise ValueError(
+            f"Invalid in_test. Expected bool ({len(labels)},), some true and some false. "
+            f"Received: {in_test.dtype} {in_test.shape}, {np.count_nonzero(in_test)} true"
+        )
+    nothing = np.empty(0, np.int64)
+    parts = (nothing, np.flatnonzero(~in_test), np.flatnonzero(in_test))
+    return _split_by(images, labels, class_names, source, *parts)
+
+
+def _checked(images, labels):
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(f"Invalid images. Expected uint8 (N, H, W, 3). Received: {images.dtype} {images.shape}")
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise ValueError(f"Invalid labels. Expected integers ({len(images)},). Received: {labels.dtype} {labels.shape}")
-    labels = labels.astype(np.int64)
-    labelled, gallery, query = split_index(labels, len(class_names), legacy)
+    return images, labels.astype(np.int64)
+
+
+def _split_by(images, labels, class_names, source, labelled, gallery, query):
     gallery_images = images[gallery]
     return RetrievalData(
         labelled_images=images[labelled],
@@ -98,8 +142,7 @@ def split(images, labels, class_names, source, legacy=False):
 
 def split_index(labels, n_classes, legacy=False):
     """The rule of `split` on labels alone: int64 (N,) -> indices (labelled, gallery, query), int64 each."""
-    if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
-        raise ValueError(f"Invalid labels. Expected 0..{n_classes - 1}. Received: {labels.min()}..{labels.max()}")
+    _check_classes(labels, n_classes)
     n_labelled = len(labels) // LABELLED_SHARE
     order = np.array(numpy116.argsort(labels.tolist())) if legacy else np.argsort(labels, kind="stable")
     is_query = np.arange(len(order)) % QUERY_STEP == 0
@@ -123,3 +166,8 @@ def split_index(labels, n_classes, legacy=False):
     labelled = np.concatenate([part[:n_labelled] for part in parts])
     gallery = np.concatenate([part[n_labelled:] for part in parts])
     return labelled, gallery, order[is_query]
+
+
+def _check_classes(labels, n_classes):
+    if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
+        raise ValueError(f"Invalid labels. Expected 0..{n_classes - 1}. Received: {labels.min()}..{labels.max()}")

@@ -6,8 +6,15 @@ from keras import ops
 
 from gpq_tf import augment, losses
 from gpq_tf.backbones import vgg
+from gpq_tf.heads import arguments
 from gpq_tf.ops import compiled, join_books, l2_normalize, normalize_books, reverse_gradient, split_books
 from gpq_tf.quantizer import ProductQuantizer, soft_assign
+
+ARGUMENTS = {**arguments.codebook(12, 4, 12), "n_classes": arguments.integer(10, 1, 100_000)}
+PROTOCOL = "gpq"
+# The network halves height and width three times.
+SMALLEST_SIDE = 8
+preprocess = vgg.preprocess
 
 # What a training step draws, each from its own random stream.
 _LABELLED, _UNLABELLED = 1, 2
@@ -30,6 +37,8 @@ class GPQHead(keras.layers.Layer):
     """
 
     head_name = "gpq"
+    # How descriptors are compared with codewords: PQIndex's name for it.
+    search_metric = "inner_product"
 
     def __init__(self, n_book, n_word, len_code, n_classes, legacy=False, seed=0, **kwargs):
         super().__init__(**kwargs)
@@ -113,6 +122,33 @@ class GPQHead(keras.layers.Layer):
         return {**super().get_config(), **sizes, **own}
 
 
+def build(architecture, dtype):
+    """Backbone and head of a network, built.
+
+    Args:
+        architecture: dict, see `heads.complete`.
+        dtype: dtype policy.
+
+    Returns:
+        (VGG, GPQHead).
+    """
+    width, seed = architecture["width_multiplier"], architecture["seed"]
+    backbone = vgg.VGG(width, seed, dtype=dtype, name="backbone")
+    sizes = (architecture["n_book"], 2 ** architecture["bn_word"], architecture["len_code"], architecture["n_classes"])
+    head = GPQHead(*sizes, architecture["legacy"], seed + 100, dtype=dtype, name="head")
+    # A model that loads weights must have its variables, whatever image sizes it will see.
+    backbone.build((None, None, None, 3))
+    head.build((None, vgg.feature_size(width)))
+    return backbone, head
+
+
+def kernel_size(architecture):
+    """Number of values in all kernels, codebook and prototypes included."""
+    width = architecture["n_book"] * architecture["len_code"]
+    rows = 2 ** architecture["bn_word"] + architecture["n_classes"] + vgg.feature_size(architecture["width_multiplier"])
+    return vgg.kernel_size(architecture["width_multiplier"]) + width * rows
+
+
 def as_codebook(words, n_book):
     """Rows (K, M * d) -> books (M, K, d)."""
     return ops.transpose(split_books(words, n_book), (1, 0, 2))
@@ -165,7 +201,12 @@ def draw_batch(data, settings, step):
     return {"images": images, "labels": labels, "flips": flips, "offsets": offsets}
 
 
-def training_losses(model, batch, settings):
+def is_frozen(settings, epoch):
+    """Whether training has stopped updating the batch statistics in this epoch: never."""
+    return False
+
+
+def training_losses(model, batch, settings, frozen=False):
     """Losses of one batch of `draw_batch`, in training mode: augment, describe, compare.
 
     The labelled and the unlabelled half are normalised each by its own statistics, and each updates the moving ones,
@@ -174,7 +215,7 @@ def training_losses(model, batch, settings):
     Returns:
         dict of float scalars, see `GPQHead.losses_of`.
     """
-    images = augment.flip_and_crop(vgg.preprocess(batch["images"]), batch["flips"], batch["offsets"])
+    images = augment.flip_and_crop(preprocess(batch["images"]), batch["flips"], batch["offsets"])
     size = batch["labels"].shape[0]
     labelled = model.describe(images[:size], training=True)
     unlabelled = model.describe(images[size:], training=True)
@@ -182,11 +223,11 @@ def training_losses(model, batch, settings):
     return model.head.losses_of(labelled, batch["labels"], unlabelled, **weights)
 
 
-def learning_rate():
-    """The original's schedule, a function of the step (from 0): 2e-4, times .95 after every 100 steps."""
+def learning_rate(settings=None, steps_per_epoch=None):
+    """The original's schedule, a function of the step (from 0): 2e-4, times .95 after every 100 steps, in any run."""
     return keras.optimizers.schedules.ExponentialDecay(2e-4, 100, 0.95, staircase=True)
 
 
-def optimizer():
+def optimizer(settings=None, steps_per_epoch=None):
     """Adam as the original sets it: beta_1 .5, epsilon 1e-8, `learning_rate`."""
     return keras.optimizers.Adam(learning_rate(), beta_1=0.5, beta_2=0.999, epsilon=1e-8)

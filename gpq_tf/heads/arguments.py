@@ -1,0 +1,57 @@
+"""The sizes that make a head's network: what each may be, checked wherever they come from."""
+
+from typing import NamedTuple
+
+
+class Argument(NamedTuple):
+    """An argument of RetrievalModel.
+
+    Attributes:
+        default: its value where none is given.
+        fits: callable(value) -> bool.
+        expected: str, what fits, for messages.
+    """
+
+    default: object
+    fits: object
+    expected: str
+
+
+def integer(default, low, high):
+    """An integer from low to high, both included."""
+    return Argument(
+        default,
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high,
+        f"an integer from {low} to {high}",
+    )
+
+
+def number_above_0(default, high):
+    """A number above 0, at most `high`."""
+    return Argument(
+        default,
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= high,
+        f"a number above 0, at most {high}",
+    )
+
+
+def boolean(default):
+    """True or False."""
+    return Argument(default, lambda value: isinstance(value, bool), "True or False")
+
+
+# What every head has. The largest values keep D and the codebook far below what memory holds.
+COMMON = {
+    "width_multiplier": number_above_0(1.0, 8),
+    "legacy": boolean(False),
+    "seed": integer(0, 0, 2**32 - 1),
+}
+
+
+def codebook(n_book, bn_word, len_code):
+    """The arguments of a codebook, with these defaults."""
+    return {
+        "n_book": integer(n_book, 1, 256),
+        "bn_word": integer(bn_word, 1, 16),
+        "len_code": integer(len_code, 1, 4096),
+    }

@@ -1,0 +1,70 @@
+"""The models of one training run: what was saved last, which is the best, and which are too many."""
+
+from pathlib import Path
+
+from gpq_tf import settings as settings_module
+from gpq_tf.model_file import read_description
+
+
+class Saves:
+    """Saves a run's models as <stem>_<epoch>.keras and <stem>_best.keras, with their settings as .json beside them.
+
+    Args:
+        stem: Path, folder and beginning of the names.
+        settings: gpq_tf.settings.Settings; `keep` says how many epochs' models stay, `resume` whose run goes on.
+        epoch_of_resume: int, epochs that the resumed run has behind it.
+        report: callable(str), told what a user should know.
+
+    Attributes:
+        last_good: Path of the newest model of the run, or None.
+        best: dict, epoch and mAP of the best model that was evaluated; None and -1.0 before.
+    """
+
+    def __init__(self, stem, settings, epoch_of_resume, report):
+        self._stem, self._settings = stem, settings
+        by_epoch = {}
+        for path in stem.parent.glob(f"{stem.name}_*.keras"):
+            epoch = path.stem.removeprefix(f"{stem.name}_")
+            if epoch.isdecimal():
+                by_epoch[int(epoch)] = path
+        earlier = [by_epoch[epoch] for epoch in sorted(by_epoch) if epoch <= epoch_of_resume]
+        # A resumed run goes on with its own saves; a new one has none, whatever lies in the folder.
+        self._paths = earlier if settings.resume else []
+        self.last_good = Path(settings.resume) if settings.resume else None
+        self.best = {"epoch": None, "mAP": -1.0}
+        if settings.resume and self._best_path.exists():
+            _, record = read_description(self._best_path)
+            # A best model of later epochs belongs to a run that went on from here before.
+            if record.get("epoch", epoch_of_resume + 1) <= epoch_of_resume:
+                self.best = {name: record[name] for name in self.best}
+        others = len(by_epoch) - len(self._paths)
+        if others:
+            report(f"{stem.parent} holds {others} models of another run: those of the same epochs will be replaced")
+
+    @property
+    def _best_path(self):
+        return Path(f"{self._stem}_best.keras")
+
+    def save(self, model, epoch):
+        """Save the model of an epoch, delete what is too old, return the path."""
+        path = Path(f"{self._stem}_{epoch}.keras")
+        model.save(path)
+        settings_module.save(
+            self._settings, path.with_suffix(".json"), epoch=epoch, mAP_of_subset=model.record["mAP_of_subset"]
+        )
+        self.last_good = path
+        self._paths.append(path)
+        while self._settings.keep is not None and len(self._paths) > self._settings.keep:
+            oldest = self._paths.pop(0)
+            oldest.unlink(missing_ok=True)
+            oldest.with_suffix(".json").unlink(missing_ok=True)
+        return path
+
+    def save_if_best(self, model):
+        """Save a model whose record holds a higher mAP than all before; return the path, or None."""
+        if not model.record["mAP"] > self.best["mAP"]:
+            return None
+        self.best = {name: model.record[name] for name in self.best}
+        model.save(self._best_path)
+        settings_module.save(self._settings, self._best_path.with_suffix(".json"), **self.best)
+        return self._best_path
