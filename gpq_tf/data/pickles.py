@@ -146,9 +146,7 @@ class _Array:
         if not (is_plain and all(type(n) is int and 0 <= n < 2**48 for n in shape)):
             raise RefusedError("it has an array with no plain shape")
         if math.prod(shape) * dtype.dtype.itemsize != len(raw):
-            raise RefusedError(
-                f"it has an array that claims shape {shape} and dtype {dtype.dtype} in {len(raw)} bytes"
-            )
+            raise RefusedError(f"it has an array that claims shape {shape} and dtype {dtype.dtype} in {len(raw)} bytes")
         # A view of the bytes: nothing is allocated on the word of the file.
         self.array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if is_fortran else "C")
 
