@@ -18,11 +18,11 @@ BLOCKS = 2  # of a stage
 LENGTH = 16  # of a codeword, where nothing says how many books there are
 CODEBOOK = "1.C"
 
-# kind of layer -> (PyTorch's name, Keras's, axes of Keras's array among PyTorch's)
+# axes of a layer's weight in PyTorch -> (PyTorch's name, Keras's, Keras's axes among PyTorch's) of its variables
 _VARIABLES = {
-    "convolution": (("weight", "kernel", (2, 3, 1, 0)),),
-    "dense": (("weight", "kernel", (1, 0)), ("bias", "bias", (0,))),
-    "normalization": (
+    4: (("weight", "kernel", (2, 3, 1, 0)),),  # a convolution
+    2: (("weight", "kernel", (1, 0)), ("bias", "bias", (0,))),  # a dense layer
+    1: (  # a batch normalisation
         ("weight", "gamma", (0,)),
         ("bias", "beta", (0,)),
         ("running_mean", "moving_mean", (0,)),
@@ -64,45 +64,41 @@ def entries(width_multiplier=1.0, size=128, n_word=16):
         Entry(name='0.conv1.weight', shape=(64, 3, 3, 3), path=('backbone', 'conv1', 'kernel'), axes=(2, 3, 1, 0))
     """
     rows = []
-    for scope, where, kind, shape in _layers(width_multiplier, size):
+    for scope, where, shape in _layers(width_multiplier, size):
         if scope == "1.fc":  # a module's own parameters stand before those of the modules in it
             rows.append(Entry(CODEBOOK, (n_word, size), ("head", "quantizer", "codebook"), None))
-        for name, variable, axes in _VARIABLES[kind]:
+        for name, variable, axes in _VARIABLES[len(shape)]:
             own = shape if name == "weight" else shape[:1]
             rows.append(Entry(f"{scope}.{name}", own, (*where, variable), axes))
-        if kind == "normalization":
+        if len(shape) == 1:
             rows.append(Entry(f"{scope}.{_STEPS}", (), None, None))
     return rows
 
 
 def _layers(width_multiplier, size):
-    """Yield (PyTorch's scope, (part, layer) here, kind, shape of the weight)."""
+    """Yield (PyTorch's scope, (part, layer) here, shape of the weight)."""
     widths = [max(1, round(width * width_multiplier)) for width in WIDTHS]
     before = widths[0]
-    yield "0.conv1", ("backbone", "conv1"), "convolution", (before, 3, 3, 3)
-    yield "0.bn1", ("backbone", "norm1"), "normalization", (before,)
+    yield "0.conv1", ("backbone", "conv1"), (before, 3, 3, 3)
+    yield "0.bn1", ("backbone", "norm1"), (before,)
     for stage, width in enumerate(widths, 1):
         for block in range(BLOCKS):
-            scope, layer = f"0.layer{stage}.{block}", f"layer{stage}_{block}"
-            for index, channels in ((1, before), (2, width)):
-                yield (
-                    f"{scope}.conv{index}",
-                    ("backbone", f"{layer}_conv{index}"),
-                    "convolution",
-                    (width, channels, 3, 3),
-                )
-                yield f"{scope}.bn{index}", ("backbone", f"{layer}_norm{index}"), "normalization", (width,)
+            layers = [
+                ("conv1", "conv1", (width, before, 3, 3)),
+                ("bn1", "norm1", (width,)),
+                ("conv2", "conv2", (width, width, 3, 3)),
+                ("bn2", "norm2", (width,)),
+            ]
             if stage > 1 and block == 0:  # where the stride is 2
-                yield (
-                    f"{scope}.shortcut.0",
-                    ("backbone", f"{layer}_shortcut_conv"),
-                    "convolution",
-                    (width, before, 1, 1),
-                )
-                yield f"{scope}.shortcut.1", ("backbone", f"{layer}_shortcut_norm"), "normalization", (width,)
+                layers += [
+                    ("shortcut.0", "shortcut_conv", (width, before, 1, 1)),
+                    ("shortcut.1", "shortcut_norm", (width,)),
+                ]
+            for name, layer, shape in layers:
+                yield f"0.layer{stage}.{block}.{name}", ("backbone", f"layer{stage}_{block}_{layer}"), shape
             before = width
-    yield "0.fc_out", ("backbone", "fc_out"), "dense", (before, before)
-    yield "1.fc", ("head", "projection"), "dense", (size, before)
+    yield "0.fc_out", ("backbone", "fc_out"), (before, before)
+    yield "1.fc", ("head", "projection"), (size, before)
 
 
 def sizes_of(source, shapes):
@@ -136,8 +132,8 @@ def sizes_of(source, shapes):
         found = tuple(shapes[name]) if name in shapes else "no such tensor"
         if path is not None and found != shape:
             raise ValueError(
-                f"Invalid file {source!r}. Expected {name} {shape}, SPQ's network at {width_multiplier:g} of its width. "
-                f"Received: {found}"
+                f"Invalid file {source!r}. Expected {name} {shape}, SPQ's network at {width_multiplier:g} of its "
+                f"width. Received: {found}"
             )
     return width_multiplier, size, n_word
 
