@@ -130,7 +130,8 @@ def dump_state_dict(arrays):
     classes = {dtype: name for name, dtype in STORAGES.items()}
     parts = [b"\x80\x02", _EMPTY_ORDERED_DICT, b"("]
     for key, (name, values) in enumerate(arrays.items()):
-        strides = [math.prod(values.shape[axis + 1 :]) for axis in range(values.ndim)]
+        steps = [max(length, 1) for length in values.shape]  # as PyTorch counts an empty axis
+        strides = [math.prod(steps[axis + 1 :]) for axis in range(values.ndim)]
         parts += [
             _text(name),
             b"ctorch._utils\n_rebuild_tensor_v2\n((",

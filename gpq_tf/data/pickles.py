@@ -117,7 +117,7 @@ def _invalid(path, found):
 class _Dtype:
     """Stands for numpy.dtype("u1", False, True) and its state (3, "|", None, None, None, -1, -1, 0)."""
 
-    def __init__(self, code, *_):
+    def __init__(self, code, _align, _copy):
         code = code.decode() if isinstance(code, bytes) else code
         if not re.fullmatch("[iuf][1248]", code):
             raise RefusedError(f"it asks for an array of dtype {code[:20]!r}, which is not a plain number")
@@ -151,7 +151,7 @@ class _Array:
         self.array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _reconstruct(*_):
+def _reconstruct(_class, _shape, _code):
     return _Array()
 
 
