@@ -264,7 +264,7 @@ def test_pytorch_reads_what_it_writes(scratch):
     [
         (
             {"x": np.zeros(2, np.uint16)},
-            "^Invalid array 'x'. Expected a type that PyTorch 1.6 has storages of. Received: ui",
+            "^Invalid array 'x'. Expected a type that PyTorch 1.7 has storages of. Received: ui",
         ),
         ({"x": np.zeros(2, np.complex64)}, "Received: complex64$"),
         ({"x": np.array(["text"])}, "Received: <U4$"),

@@ -63,7 +63,7 @@ def read(path):
 
 
 def write(path, arrays):
-    """Write a state_dict that torch.load reads, also with weights_only=True, and that PyTorch 1.6 reads.
+    """Write a state_dict that torch.load reads, with weights_only=True as well as in PyTorch 1.7, which SPQ used.
 
     The same arrays give the same bytes, whatever the file's name.
 
@@ -74,6 +74,11 @@ def write(path, arrays):
     Raises:
         ValueError: if a name or the type of an array is none of these.
         OSError: if the file cannot be written.
+
+    Example:
+        >>> write("/tmp/gpq_tf_doctest.pth", {"bn.num_batches_tracked": np.array(32)})
+        >>> read("/tmp/gpq_tf_doctest.pth")
+        {'bn.num_batches_tracked': array(32)}
     """
     little = {name: _little_endian(name, values) for name, values in arrays.items()}
     members = {
@@ -84,9 +89,8 @@ def write(path, arrays):
     }
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, content in members.items():
-            # ZipInfo's own date is this one, whenever it is made; PyTorch calls the folder "archive" as well.
-            member = zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0))
-            member.create_system = 3  # else it would depend on the machine
+            member = zipfile.ZipInfo(f"archive/{name}")  # PyTorch's name of the folder; the date is always the same
+            member.create_system = 3  # which would depend on the machine
             archive.writestr(member, content)
 
 
@@ -97,7 +101,7 @@ def _little_endian(name, values):
     values = values.astype(values.dtype.newbyteorder("<"), order="C", copy=False)
     if values.dtype.str not in torch_pickle.STORAGES.values():
         raise ValueError(
-            f"Invalid array {name!r}. Expected a type that PyTorch 1.6 has storages of. Received: {values.dtype}"
+            f"Invalid array {name!r}. Expected a type that PyTorch 1.7 has storages of. Received: {values.dtype}"
         )
     return values
 

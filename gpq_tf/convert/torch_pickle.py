@@ -97,6 +97,12 @@ def load_state_dict(file):
     Raises:
         ValueError: if the pickle is damaged, asks for anything but what PyTorch writes for tensors of plain numbers,
             or is not a flat dict of them. It says what was found, not in which file.
+
+    Example:
+        >>> import io
+        >>> tensors, storages = load_state_dict(io.BytesIO(dump_state_dict({"x": np.float32([[1, 2, 3]])})))
+        >>> tensors["x"].shape, tensors["x"].strides, storages["0"].size
+        ((1, 3), (3, 1), 3)
     """
     storages = {}
 
@@ -126,6 +132,10 @@ def dump_state_dict(arrays):
 
     Returns:
         bytes, a pickle of protocol 2 as PyTorch 1.6 and later write them.
+
+    Example:
+        >>> dump_state_dict({})
+        b'\\x80\\x02ccollections\\nOrderedDict\\n)R(u.'
     """
     classes = {dtype: name for name, dtype in STORAGES.items()}
     parts = [b"\x80\x02", _EMPTY_ORDERED_DICT, b"("]
