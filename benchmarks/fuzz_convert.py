@@ -2,9 +2,10 @@
 
     python benchmarks/fuzz_convert.py benchmarks/results/fuzz_convert.json --mutants=2000 --seed=0
 
-A small checkpoint and a small .mat file (those of the tests) get bits flipped, are cut off, or get bytes inserted; in
-one more target the checksum of the index is set right again afterwards, as a forger would. Each is converted in a
-child process with a limit on its memory and on its time. What happens is one of
+A small checkpoint, a small .mat file and small PyTorch files (those of the tests) get bits flipped, are cut off, or get
+bytes inserted; in one more target the checksum of the index is set right again afterwards, as a forger would. Each is
+converted (of the PyTorch files the tensors are read) in a child process with a limit on its memory and on its time.
+What happens is one of
 
     refused   ValueError or OSError of one line
     equal     converted; all weights as without the damage
@@ -39,23 +40,29 @@ TARGETS = {
     "data": ("checkpoint", DATA, False),
     "mat": ("mat", "source.mat", False),
     "mat, compressed": ("compressed", "source.mat", False),
+    "pth": ("pth", "source.pth", False),
+    "pth, legacy": ("pth_legacy", "source.pth", False),
 }
-FILES = ("checkpoint", "mat", "compressed")
-WITHOUT_CHECKSUM = {"mat"}
+FILES = ("checkpoint", "mat", "compressed", "pth", "pth_legacy")
+WITHOUT_CHECKSUM = {"mat", "pth, legacy"}
 MEMORY = 2 * 2**30  # bytes that converting may take on top of the libraries
 SECONDS = 60  # for one file
 
 
 def write_whole_files(folder):
-    """folder/checkpoint, folder/mat and folder/compressed, each with a source to convert; copies in folder/damaged."""
+    """folder/NAME for each of FILES, with a source to convert; copies in folder/damaged."""
     sys.path.insert(0, str(TESTS))
     import gpq_files
+    import torch_files
 
     for files in FILES:
         (folder / files).mkdir()
     gpq_files.write_checkpoint(folder / "checkpoint" / "source", gpq_files.checkpoint_arrays(adam=True))
     gpq_files.write_mat(folder / "mat" / "source.mat", gpq_files.backbone_arrays())
     gpq_files.write_mat(folder / "compressed" / "source.mat", gpq_files.backbone_arrays(), do_compression=True)
+    state = torch_files.state_dict(gpq_files.backbone_arrays())
+    (folder / "pth" / "source.pth").write_bytes(torch_files.zip_file(state))
+    (folder / "pth_legacy" / "source.pth").write_bytes(torch_files.legacy_file(state))
     for files in FILES:
         shutil.copytree(folder / files, folder / "damaged" / files)
 
@@ -143,10 +150,14 @@ def child(folder):
     """Answer each line of standard input, a kind of files, with a line of JSON: (outcome, detail)."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     from gpq_tf import convert
+    from gpq_tf.convert import pth
 
     def weights(parent, files):
         import keras
 
+        if files.startswith("pth"):
+            arrays = pth.read(parent / files / "source.pth")
+            return [np.array(list(arrays)), *arrays.values()]
         model, _ = convert.convert(parent / files / "source")
         keras.backend.clear_session(free_memory=False)
         return [keras.ops.convert_to_numpy(weight) for weight in model.weights]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpq_tf.data import pickles
+from gpq_tf.data import pickles, unpickler
 from tests import cifar10_files, golden
 
 IMAGES = cifar10_files.numbered_images(3)
@@ -104,6 +104,8 @@ def test_reads_what_python_2_writes(tmp_path):
         (b"(cos\nsystem\nU\x02lso.", "asks for os.system;"),
         (b"(U\x02lsios\nsystem\n.", "asks for the opcode INST;"),
         (b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x02ls\x85R.", "asks for posix.system;"),
+        (b"\x80\x04\x8c\x01a\x8c\x03b\nc\x93.", r"asks for 'a.b\\nc';"),
+        (dict_with({b"a": b"N"})[:-2] + b"U\x01aNu.", "a dict with the key b'a' twice;"),
         (b"cbuiltins\neval\n(U\x031+1tR.", "asks for builtins.eval;"),
         (b"cnumpy\nload\n(U\x01xtR.", "asks for numpy.load;"),
         (b"c__builtin__\ngetattr\n.", "asks for __builtin__.getattr;"),
@@ -139,7 +141,7 @@ def test_reads_what_python_2_writes(tmp_path):
         (b"", "damaged, cut off or no pickle"),
         (b"\xff\xd8\xff\xe0 a jpeg", "damaged, cut off or no pickle"),
         (b".", "damaged, cut off or no pickle"),
-        (b"}" * (pickles.MAX_OPCODES + 1), "more than 1,000,000 opcodes;"),
+        (b"}" * (unpickler.MAX_OPCODES + 1), "more than 1,000,000 opcodes;"),
         (b"]" + b"\x85" * 500_000 + b".", "there is no 'data' in it"),
         (b"(" * 100_000 + b"t" * 100_000 + b".", "there is no 'data' in it"),
     ],

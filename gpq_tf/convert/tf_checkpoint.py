@@ -1,18 +1,18 @@
 """TensorFlow 1 checkpoints of GPQ (prefix.index, prefix.data-00000-of-00001)."""
 
 import math
-import numbers
 import re
 from pathlib import Path
 
 from gpq_tf import training_state
-from gpq_tf.convert import gpq_names, tensor_bundle
+from gpq_tf.convert import book_count, gpq_names, tensor_bundle
 from gpq_tf.heads import gpq
 from gpq_tf.network import RetrievalModel
 
 # The variable by which checkpoints of TensorFlow 2's objects are known.
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _BETA_2 = 0.999
+_LENGTH = 12  # of a codeword, where nothing says how many books there are
 
 
 def without_suffix(source):
@@ -69,7 +69,8 @@ def convert(prefix, n_book=None, legacy=False):
         raise ValueError(f"Invalid checkpoint {prefix!r}. Expected Z of a power of two rows. Received: {n_word}")
     n_classes, _ = _axes(prefix, shapes, "C", "(C, M * d)")
     bn_word = n_word.bit_length() - 1
-    n_book, why = _choose_n_book(Path(prefix).name, n_book, bn_word, size)
+    name = Path(prefix).name
+    n_book, why = book_count.choose(n_book, size, _LENGTH, name, book_count.named_bits(name, bn_word))
     arrays = {name: tensor_bundle.read(entry) for name, entry in entries.items() if entry.dtype}
     try:
         model = RetrievalModel(
@@ -130,31 +131,6 @@ def _axes(prefix, shapes, name, expected):
             f"Invalid checkpoint {prefix!r}. Expected {name} {expected}. Received: {shapes.get(name, 'no such array')}"
         )
     return shapes[name]
-
-
-def _choose_n_book(file_name, n_book, bn_word, size):
-    """(M, where it comes from) for D = size and 2 ** bn_word codewords a book."""
-    named = re.search(r"(\d+)[ _-]?bit", file_name)
-    bits = int(named[1]) if named else None
-    if n_book is not None:
-        if not isinstance(n_book, numbers.Integral) or isinstance(n_book, bool) or n_book < 1 or size % n_book:
-            raise ValueError(
-                f"Invalid n_book. Expected a positive integer dividing D={size}. Received: n_book={n_book!r}"
-            )
-        contradicted = named and bits != n_book * bn_word
-        return int(n_book), f"as given; the file's name says {bits} bits" if contradicted else "as given"
-    remark = ""
-    if named:
-        n_book, rest = divmod(bits, bn_word)
-        if n_book and not rest and size % n_book == 0:
-            return n_book, f"the {bits} bits in the file's name"
-        remark = f"; the {bits} bits in the file's name do not fit {bn_word} bits a book and D = {size}"
-    if size % 12:
-        raise ValueError(
-            f"Invalid n_book. Expected it to be given, since {file_name!r} does not say it and D={size} "
-            f"is no multiple of 12. Received: None{remark}"
-        )
-    return size // 12, f"D / 12 for D = {size}{remark}; give --n_book if it is another"
 
 
 def _why_ignored(name):

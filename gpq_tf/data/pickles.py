@@ -1,36 +1,18 @@
-"""CIFAR-10's batch files: pickles, read by an unpickler that runs no code.
-
-A pickle is a program for a stack machine, and the usual unpickler lets it call any function. Here it may
-build lists, dicts, tuples, strings and numbers, and name the four functions with which numpy and Python 2
-pickled an array of numbers; in their place stand stubs that check what they are given.
+"""CIFAR-10's batch files: pickles that name the four functions with which numpy and Python 2 pickled an array of
+numbers, in whose place stand stubs that check what they are given (see `unpickler`).
 """
 
 import io
 import math
-import pickle
-import pickletools
 import re
 from pathlib import Path
 
 import numpy as np
 
+from gpq_tf.data.unpickler import RefusedError, unpickle
+
 SIDE = 32  # pixels
 ROW = 3 * SIDE * SIDE  # one image: 1024 red values, 1024 green, 1024 blue
-
-# An opcode of one byte can take 70 bytes of memory; a batch of 10,000 images written by Python 3 has 80,000
-# of them.
-MAX_OPCODES = 1_000_000
-
-# What Python 2 and 3 write for these at protocols 2 to 4.
-# fmt: off
-ADMITTED = [
-    "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2",
-    "LONG1", "LONG4", "BINFLOAT", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "EMPTY_LIST", "APPEND", "APPENDS",
-    "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "BINGET",
-    "LONG_BINGET", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
-]
-# fmt: on
 
 
 def load_cifar_batch(path, n_classes=10):
@@ -53,6 +35,7 @@ def load_cifar_batch(path, n_classes=10):
             believed.
 
     Example:
+        >>> import pickle
         >>> batch = {"data": np.arange(2 * 3072).reshape(2, 3072).astype("uint8"), "labels": [3, 5]}
         >>> _ = Path("/tmp/gpq_tf_doctest_batch").write_bytes(pickle.dumps(batch, protocol=2))
         >>> images, labels = load_cifar_batch("/tmp/gpq_tf_doctest_batch")
@@ -88,6 +71,7 @@ def load_cifar_meta(path):
         OSError, ValueError: as `load_cifar_batch`.
 
     Example:
+        >>> import pickle
         >>> _ = Path("/tmp/gpq_tf_doctest_meta").write_bytes(pickle.dumps({"label_names": ["cat", "dog"]}))
         >>> load_cifar_meta("/tmp/gpq_tf_doctest_meta")
         ['cat', 'dog']
@@ -103,14 +87,18 @@ def load_cifar_meta(path):
 
 def _load(path):
     content = Path(path).read_bytes()
+    stand_ins = {
+        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy", "ndarray"): None,  # an argument of _reconstruct, never looked at
+        ("numpy", "dtype"): _Dtype,
+        ("_codecs", "encode"): _Latin1(len(content)).encode,
+    }
+    set_state = {_Dtype: _Dtype.set_state, _Array: _Array.set_state}
     try:
-        return _Unpickler(content).load()
-    except _RefusedError as error:
-        found = f"{error}; nothing but arrays, strings, lists, dicts and numbers is read"
-        raise _invalid(path, found) from error
-    except Exception as error:  # a damaged program fails anywhere, with nearly any exception
-        found = f"it is damaged, cut off or no pickle ({type(error).__name__} while reading)"
-        raise _invalid(path, found) from error
+        return unpickle(io.BytesIO(content), stand_ins, set_state)
+    except ValueError as error:
+        raise _invalid(path, error) from error
 
 
 def _entry(path, pickled, name):
@@ -126,25 +114,21 @@ def _invalid(path, found):
     return ValueError(f"Invalid {path}. Expected a file of CIFAR-10's python version. Found: {found}")
 
 
-class _RefusedError(Exception):
-    """The pickle asks for something that is not read."""
-
-
 class _Dtype:
     """Stands for numpy.dtype("u1", False, True) and its state (3, "|", None, None, None, -1, -1, 0)."""
 
-    def __init__(self, code, *_):
+    def __init__(self, code, _align, _copy):
         code = code.decode() if isinstance(code, bytes) else code
         if not re.fullmatch("[iuf][1248]", code):
-            raise _RefusedError(f"it asks for an array of dtype {code[:20]!r}, which is not a plain number")
+            raise RefusedError(f"it asks for an array of dtype {code[:20]!r}, which is not a plain number")
         self.code = code
         self.dtype = None
 
-    def __setstate__(self, state):
+    def set_state(self, state):
         version, order, *parts = state
         order = order.decode() if isinstance(order, bytes) else order
         if version != 3 or order not in ("<", ">", "=", "|") or parts != [None, None, None, -1, -1, 0]:
-            raise _RefusedError("it asks for an array whose dtype is more than a plain number")
+            raise RefusedError("it asks for an array whose dtype is more than a plain number")
         self.dtype = np.dtype(order + self.code)
 
 
@@ -154,90 +138,31 @@ class _Array:
     def __init__(self):
         self.array = None
 
-    def __setstate__(self, state):
+    def set_state(self, state):
         _version, shape, dtype, is_fortran, raw = state
         if type(dtype) is not _Dtype or type(raw) is not bytes:
-            raise _RefusedError("it asks for an array that is not made of plain numbers")
+            raise RefusedError("it asks for an array that is not made of plain numbers")
         is_plain = type(shape) is tuple and len(shape) <= 8
         if not (is_plain and all(type(n) is int and 0 <= n < 2**48 for n in shape)):
-            raise _RefusedError("it has an array with no plain shape")
+            raise RefusedError("it has an array with no plain shape")
         if math.prod(shape) * dtype.dtype.itemsize != len(raw):
-            raise _RefusedError(
-                f"it has an array that claims shape {shape} and dtype {dtype.dtype} in {len(raw)} bytes"
-            )
+            raise RefusedError(f"it has an array that claims shape {shape} and dtype {dtype.dtype} in {len(raw)} bytes")
         # A view of the bytes: nothing is allocated on the word of the file.
         self.array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _reconstruct(*_):
+def _reconstruct(_class, _shape, _code):
     return _Array()
 
 
-class _Opcodes(dict):
-    """Opcode -> method, for the admitted ones; refuses others, and too many."""
+class _Latin1:
+    """Bytes as Python 3 pickles them at protocol 2. One text encoded many times would fill the memory."""
 
-    left = MAX_OPCODES
-
-    def __getitem__(self, code):
-        self.left -= 1
-        if self.left < 0:
-            raise _RefusedError(f"it has more than {MAX_OPCODES:,} opcodes")
-        return super().__getitem__(code)
-
-    def __missing__(self, code):
-        known = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
-        if code not in known:
-            raise ValueError(f"no opcode: {code}")
-        raise _RefusedError(f"it asks for the opcode {known[code]}")
-
-
-class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler in Python, whose memo is a dict: an index however large takes no memory."""
-
-    def __init__(self, content):
-        super().__init__(io.BytesIO(content), encoding="bytes")
-        self.dispatch = _Opcodes({getattr(pickle, name)[0]: self.handlers[name] for name in ADMITTED})
-        self.text_left = len(content)
-
-    def find_class(self, module, name):
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return _reconstruct
-        if (module, name) == ("numpy", "ndarray"):
-            return None  # an argument of _reconstruct, never looked at
-        if (module, name) == ("numpy", "dtype"):
-            return _Dtype
-        if (module, name) == ("_codecs", "encode"):
-            return self.encode
-        raise _RefusedError(f"it asks for {module[:80]}.{name[:80]}")
+    def __init__(self, most):
+        self.left = most
 
     def encode(self, text, encoding):
-        """Bytes as Python 3 pickles them at protocol 2. One text encoded many times would fill the memory."""
-        self.text_left -= len(text)
-        if encoding not in ("latin1", b"latin1") or self.text_left < 0:
-            raise _RefusedError("it asks for _codecs.encode in another way than bytes need")
+        self.left -= len(text)
+        if encoding not in ("latin1", b"latin1") or self.left < 0:
+            raise RefusedError("it asks for _codecs.encode in another way than bytes need")
         return text.encode("latin-1")
-
-    def load_setitems(self):
-        items = self.pop_mark()
-        # Only strings: the hash of nested tuples can take for ever.
-        if not all(type(key) in (bytes, str) for key in items[::2]):
-            raise _RefusedError("it has a dict whose keys are not strings")
-        if type(self.stack[-1]) is not dict or len(items) % 2:
-            raise ValueError("no dict to fill")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
-
-    def load_setitem(self):
-        value, key = self.stack.pop(), self.stack.pop()
-        self.metastack.append(self.stack)
-        self.stack = [key, value]
-        self.load_setitems()
-
-    def load_build(self):
-        # pickle's own would set attributes of whatever is on the stack.
-        state = self.stack.pop()
-        if type(self.stack[-1]) not in (_Array, _Dtype):
-            raise _RefusedError(f"it sets the state of a {type(self.stack[-1]).__name__}")
-        self.stack[-1].__setstate__(state)
-
-    handlers = {name: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in ADMITTED}  # noqa: RUF012
-    handlers |= {"SETITEMS": load_setitems, "SETITEM": load_setitem, "BUILD": load_build}
