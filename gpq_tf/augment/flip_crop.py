@@ -1,25 +1,6 @@
-"""Augmentation on the device. What is drawn is a pure function of (seed, step), made by NumPy on the host."""
+"""GPQ's augmentation: a mirror image and a shift."""
 
-import numpy as np
 from keras import ops
-
-
-def generator(seed, step, stream):
-    """The random generator of one training step: any step can be drawn again without the steps before it.
-
-    Args:
-        seed: int >= 0, of the run.
-        step: int >= 0.
-        stream: int >= 0, tells apart what is drawn for different purposes in one step.
-
-    Returns:
-        numpy.random.Generator.
-
-    Example:
-        >>> int(generator(0, 7, 1).integers(1000)) == int(generator(0, 7, 1).integers(1000))
-        True
-    """
-    return np.random.default_rng([seed, step, stream])
 
 
 def draw_flip_and_crop(rng, size, padding=4):
@@ -36,6 +17,7 @@ def draw_flip_and_crop(rng, size, padding=4):
             0 ... 2 * padding, both ends included.
 
     Example:
+        >>> import numpy as np
         >>> flips, offsets = draw_flip_and_crop(np.random.default_rng(0), 3)
         >>> flips.shape, offsets.shape
         ((3,), (3, 2))
@@ -47,7 +29,7 @@ def draw_flip_and_crop(rng, size, padding=4):
 def flip_and_crop(images, flips, offsets, padding=4):
     """Mirror some images left to right, surround all with zeros, cut the former size out again.
 
-    GPQ's recipe. The padding is zero after normalisation, that is, the mean colour.
+    The padding is zero after normalisation, that is, the mean colour.
 
     Args:
         images: float (B, H, W, 3), normalised.
@@ -59,6 +41,7 @@ def flip_and_crop(images, flips, offsets, padding=4):
         float (B, H, W, 3), in the dtype of `images`.
 
     Example:
+        >>> import numpy as np
         >>> image = np.arange(4, dtype="float32").reshape(1, 2, 2, 1)
         >>> moved = flip_and_crop(image, np.array([True]), np.array([[1, 0]]), padding=1)
         >>> np.asarray(moved)[0, :, :, 0].tolist()
