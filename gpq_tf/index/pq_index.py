@@ -400,8 +400,9 @@ class PQIndex:
             path: str or Path.
             verify: bool. True reads the file into memory and checks all of it. False checks the header, the sizes
                 and the codebook, and maps the rest, which is read when it is searched: at once for any size. The
-                file is never changed: the first `add` or `remove` copies. Nobody may overwrite a mapped file in
-                place (`save` does not, it replaces the file).
+                first search, `add` or `remove` refuses codewords that are not in the codebook. The file is never
+                changed: the first `add` or `remove` copies. Nobody may overwrite a mapped file in place (`save` does
+                not, it replaces the file).
             engine: as for `PQIndex`; what Faiss needs is built anew, no file holds it.
 
         Returns:
