@@ -75,7 +75,7 @@ def main():
     write_json(
         Path(__file__).parent / "results" / f"exact_ways_{backend}.json",
         {
-            "command": "python benchmarks/exact_ways.py",
+            "command": f"KERAS_BACKEND={backend} python benchmarks/exact_ways.py",
             "backend": backend,
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
             "results": results,

@@ -15,20 +15,15 @@ What happens is one of
 A few minutes for 2,000 files.
 """
 
-import argparse
 import collections
-import json
 import os
-import resource
-import select
 import shutil
 import struct
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import fuzzing
 import numpy as np
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -67,20 +62,6 @@ def write_whole_files(folder):
         shutil.copytree(folder / files, folder / "damaged" / files)
 
 
-def damage(content, kind, rng, end=None):
-    """`content` with one to three bits flipped, cut off, or with up to 16 bytes inserted, before `end`."""
-    end = len(content) if end is None else end
-    if kind == "cut":
-        return content[: rng.integers(end)]
-    if kind == "insert":
-        place = rng.integers(end + 1)
-        return content[:place] + rng.bytes(rng.integers(1, 17)) + content[place:]
-    changed = bytearray(content)
-    for bit in rng.choice(8 * end, rng.integers(1, 4), replace=False):
-        changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
-
-
 def checksum_of(block):
     """The four bytes behind a block of an index."""
     from gpq_tf.convert.crc32c import crc32c
@@ -104,50 +85,16 @@ def mutants(n, seed, folder):
         files, name, is_forged = TARGETS[target]
         if is_forged:
             # Other damage would move the blocks behind it and be seen at once.
-            kind, content = "flip", damage(whole[target], "flip", rng, end - 1)
+            kind, content = "flip", fuzzing.damaged(whole[target], "flip", rng, end - 1)
             content = content[:end] + checksum_of(content[:end]) + content[end + 4 :]
         else:
             kind = ("flip", "flip", "cut", "insert")[number // len(TARGETS) % 4]
-            content = damage(whole[target], kind, rng)
+            content = fuzzing.damaged(whole[target], kind, rng)
         yield target, kind, files, name, content
 
 
-class Child:
-    """A process that converts what it is told to, started again when it has died."""
-
-    def __init__(self, folder):
-        self.folder, self.process = folder, None
-
-    def convert(self, files):
-        """(outcome, detail) of converting folder/damaged/files/source."""
-        if self.process is None:
-            command = [sys.executable, __file__, "--child", str(self.folder)]
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
-            self._answer(600)  # it is ready
-        self.process.stdin.write(files + "\n")
-        self.process.stdin.flush()
-        answer = self._answer(SECONDS)
-        if answer:
-            return json.loads(answer)
-        self.process.kill()
-        status = self.process.wait()
-        self.process = None
-        return "crashed", f"no answer, exit status {status}"
-
-    def _answer(self, seconds):
-        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
-        return self.process.stdout.readline() if ready else ""
-
-    def close(self):
-        if self.process is not None:
-            self.process.stdin.close()
-            self.process.wait()
-
-
 def child(folder):
-    """Answer each line of standard input, a kind of files, with a line of JSON: (outcome, detail)."""
+    """Answer each line of standard input, a kind of files: whether folder/damaged/FILES/source converts as it did."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     from gpq_tf import convert
     from gpq_tf.convert import pth
@@ -163,20 +110,12 @@ def child(folder):
         return [keras.ops.convert_to_numpy(weight) for weight in model.weights]
 
     whole = {files: weights(folder, files) for files in FILES}
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    print("ready", flush=True)
-    for line in sys.stdin:
-        files = line.strip()
-        try:
-            found = weights(folder / "damaged", files)
-            equal = len(found) == len(whole[files]) and all(map(np.array_equal, found, whole[files]))
-            answer = ("equal" if equal else "changed", "")
-        except (ValueError, OSError) as error:
-            answer = ("crashed" if "\n" in str(error) else "refused", str(error))
-        except Exception as error:
-            answer = ("crashed", repr(error))
-        print(json.dumps(answer), flush=True)
+
+    def is_equal(files):
+        found = weights(folder / "damaged", files)
+        return len(found) == len(whole[files]) and all(map(np.array_equal, found, whole[files]))
+
+    fuzzing.answer_lines(is_equal, (ValueError, OSError), MEMORY)
 
 
 def campaign(n, seed):
@@ -194,11 +133,11 @@ def campaign(n, seed):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_whole_files(folder)
-        worker = Child(folder)
+        worker = fuzzing.Child(__file__, folder, SECONDS)
         for number, (target, kind, files, name, content) in enumerate(mutants(n, seed, folder)):
             path = folder / "damaged" / files / name
             path.write_bytes(content)
-            outcome, detail = worker.convert(files)
+            outcome, detail = worker.ask(files)
             shutil.copy(folder / files / name, path)
             counts[target][kind][outcome] += 1
             if outcome == "crashed":
@@ -215,33 +154,15 @@ def total(result, outcome, targets=tuple(TARGETS)):
     return sum(found.get(outcome, 0) for target in targets for found in result["targets"][target].values())
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("output", help="JSON file to write")
-    parser.add_argument("--mutants", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    start = time.perf_counter()
-    result = campaign(arguments.mutants, arguments.seed)
-    totals = {outcome: total(result, outcome) for outcome in ("refused", "equal", "changed", "crashed")}
-    changed = total(result, "changed", [target for target in TARGETS if target not in WITHOUT_CHECKSUM])
-    report = {
-        "mutants": arguments.mutants,
-        "seed": arguments.seed,
-        "seconds": round(time.perf_counter() - start, 1),
-        "totals": totals,
-        "changed_despite_checksum": changed,
-        **result,
+def summary(result):
+    """The number of files with each outcome, and of those changed although the format has a checksum."""
+    return {
+        "totals": {outcome: total(result, outcome) for outcome in ("refused", "equal", "changed", "crashed")},
+        "changed_despite_checksum": total(
+            result, "changed", [target for target in TARGETS if target not in WITHOUT_CHECKSUM]
+        ),
     }
-    from gpq_tf.files import write_json
-
-    write_json(arguments.output, report)
-    print(json.dumps({name: report[name] for name in ("mutants", "seconds", "totals", "changed_despite_checksum")}))
-    return 1 if totals["crashed"] or changed else 0
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        child(Path(sys.argv[2]))
-    else:
-        sys.exit(main())
+    sys.exit(fuzzing.main(__doc__, child, campaign, summary, n=2000))

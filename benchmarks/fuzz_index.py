@@ -20,19 +20,15 @@ The file is opened with verify=True and, every other time, with verify=False. Wh
 About half a minute for 12,000 files.
 """
 
-import argparse
 import collections
 import hashlib
 import json
-import resource
-import select
 import struct
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import fuzzing
 import numpy as np
 
 KINDS = ("flip", "cut", "insert", "header", "forged header", "forged data")
@@ -99,13 +95,6 @@ def sha256(content):
     return hashlib.sha256(content).hexdigest().encode()
 
 
-def flipped(content, rng):
-    changed = bytearray(content)
-    for bit in rng.choice(8 * len(content), rng.integers(1, 4), replace=False):
-        changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
-
-
 def edited(header, rng):
     """One value, somewhere in the header, replaced, removed, added or exchanged with its neighbour."""
     place = header
@@ -130,17 +119,12 @@ def edited(header, rng):
 
 def damaged(content, kind, rng):
     """`content` with one damage of a kind."""
-    if kind == "flip":
-        return flipped(content, rng)
-    if kind == "cut":
-        return content[: rng.integers(len(content))]
-    if kind == "insert":
-        place = rng.integers(len(content) + 1)
-        return content[:place] + rng.bytes(rng.integers(1, 17)) + content[place:]
+    if kind in ("flip", "cut", "insert"):
+        return fuzzing.damaged(content, kind, rng)
     header, data = parts(content)
     if kind != "forged data":
         return joined(edited(header, rng), data, kind == "forged header")
-    data = flipped(data, rng)
+    data = fuzzing.damaged(data, "flip", rng)
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     sums = {name: sha256(data[slice(*entry["data_offsets"])]).decode() for name, entry in entries.items()}
     header["__metadata__"]["sha256"] = json.dumps(sums)
@@ -165,54 +149,10 @@ def contents(path, verify):
     return repr([v.tolist() if isinstance(v, np.ndarray) else v for v in (*held, distances, ids)])
 
 
-class Child:
-    """A process that opens what it is told to, started again when it has died."""
-
-    def __init__(self, folder):
-        self.folder, self.process = folder, None
-
-    def open(self, verify):
-        """(outcome, detail) of opening folder/damaged."""
-        if self.process is None:
-            command = [sys.executable, __file__, "--child", str(self.folder)]
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
-            self._answer(600)  # it is ready
-        self.process.stdin.write(f"{int(verify)}\n")
-        self.process.stdin.flush()
-        answer = self._answer(SECONDS)
-        if answer:
-            return json.loads(answer)
-        self.process.kill()
-        status = self.process.wait()
-        self.process = None
-        return "crashed", f"no answer, exit status {status}"
-
-    def _answer(self, seconds):
-        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
-        return self.process.stdout.readline() if ready else ""
-
-    def close(self):
-        if self.process is not None:
-            self.process.stdin.close()
-            self.process.wait()
-
-
 def child(folder):
-    """Answer each line of standard input, 1 for verify=True, with a line of JSON: (outcome, detail)."""
+    """Answer each line of standard input, "verify" or "map": whether folder/damaged holds what folder/whole holds."""
     whole = contents(folder / "whole", True)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    print("ready", flush=True)
-    for line in sys.stdin:
-        try:
-            answer = ("equal" if contents(folder / "damaged", line == "1\n") == whole else "changed", "")
-        except ValueError as error:
-            answer = ("crashed" if "\n" in str(error) else "refused", str(error))
-        except Exception as error:
-            answer = ("crashed", repr(error))
-        print(json.dumps(answer), flush=True)
+    fuzzing.answer_lines(lambda way: contents(folder / "damaged", way == "verify") == whole, (ValueError,), MEMORY)
 
 
 def campaign(n, seed):
@@ -230,12 +170,12 @@ def campaign(n, seed):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_whole_file(folder / "whole")
-        content, worker = (folder / "whole").read_bytes(), Child(folder)
+        content, worker = (folder / "whole").read_bytes(), fuzzing.Child(__file__, folder, SECONDS)
         for number in range(n):
             kind, verify = KINDS[number // 2 % len(KINDS)], number % 2 == 0
             (folder / "damaged").unlink(missing_ok=True)
             (folder / "damaged").write_bytes(damaged(content, kind, rng))
-            outcome, detail = worker.open(verify)
+            outcome, detail = worker.ask("verify" if verify else "map")
             counts["verified" if verify else "mapped"][kind][outcome] += 1
             if outcome == "crashed":
                 crashes.append({"number": number, "kind": kind, "verify": verify, "what": detail[:500]})
@@ -254,34 +194,16 @@ def changed_unseen(result):
     return total(result, "changed", "verified", [kind for kind in KINDS if kind not in UNCHECKED])
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("output", help="JSON file to write")
-    parser.add_argument("--mutants", type=int, default=12000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    start = time.perf_counter()
-    result = campaign(arguments.mutants, arguments.seed)
-    report = {
-        "mutants": arguments.mutants,
-        "seed": arguments.seed,
-        "seconds": round(time.perf_counter() - start, 1),
+def summary(result):
+    """The number of files with each outcome, and of those that hold something else unseen."""
+    return {
         "totals": {
             way: {outcome: total(result, outcome, way) for outcome in ("refused", "equal", "changed", "crashed")}
             for way in ("verified", "mapped")
         },
         "changed_despite_checksum": changed_unseen(result),
-        **result,
     }
-    from gpq_tf.files import write_json
-
-    write_json(arguments.output, report)
-    print(json.dumps({name: report[name] for name in ("mutants", "seconds", "totals", "changed_despite_checksum")}))
-    return 1 if result["crashes"] or report["changed_despite_checksum"] else 0
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        child(Path(sys.argv[2]))
-    else:
-        sys.exit(main())
+    sys.exit(fuzzing.main(__doc__, child, campaign, summary, n=12000))

@@ -1,12 +1,14 @@
 """Recall against speed of inverted lists over learned codes, for several numbers of lists looked into.
 
-    python benchmarks/index_lists.py
+    python benchmarks/index_lists.py [--codes N] [--output FILE]
 
 1,000,000 codes of 48 bits (12 books of 16 words) and of 64 bits (8 books of 256 words), made as clustered_codes.py
-says, top 100 by every metric. Recall is the share of the exact answer's places whose distance the lists reach. Prints
-a line each and writes benchmarks/results/index_lists.json. "flat" is `FaissEngine`, which looks at all codes.
+says, top 100 by every metric, searched by PQIndex. Recall is the share of the exact answer's places whose distance the
+lists reach. Prints a line each and writes benchmarks/results/index_lists.json. "flat" is the engine "faiss", which
+looks at all codes; `build_s` is the first search, which learns the lists.
 """
 
+import argparse
 import os
 import platform
 import statistics
@@ -25,10 +27,15 @@ RESULT = Path(__file__).parent / "results" / "index_lists.json"
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--codes", type=int, default=N)
+    parser.add_argument("--output", default=RESULT, help="JSON file to write")
+    choices = parser.parse_args()
+
     import faiss
 
     from gpq_tf.files import write_json
-    from gpq_tf.index.faiss_engine import FaissEngine
+    from gpq_tf.index import PQIndex
     from gpq_tf.index.inverted_lists import InvertedLists
 
     def row(search, batch, nearest):
@@ -50,36 +57,43 @@ def main():
 
     results = {}
     for kind, (M, K, d) in KINDS.items():
-        codebook, codes, queries = clustered_codes(N, N_QUERY, M, K, d)
+        codebook, codes, queries = clustered_codes(choices.codes, N_QUERY, M, K, d)
         words = unpacked(codes, M)
-        start = time.perf_counter()
-        lists = InvertedLists.of(codebook, METRICS[0], codes)
-        results[kind] = {"lists": len(lists.centroids), "build_s": round(time.perf_counter() - start, 1)}
-        counts = np.sort(np.bincount(lists.lists, minlength=len(lists.centroids)))
-        results[kind]["codes_a_list"] = {"median": int(np.median(counts)), "largest": int(counts[-1])}
         for metric in METRICS:
-            # What is learned is the same for every metric.
-            lists = InvertedLists(codebook, metric, codes, lists.centroids, lists.lists, lists.scan)
-            flat = FaissEngine.of(codebook, metric, codes)
+            index = PQIndex(codebook, metric, engine="faiss")
+            index.add(words)
+            start = time.perf_counter()
+            index.search(queries[:1], K_NEAREST, n_probe=1)
+            build = time.perf_counter() - start
+            if metric == METRICS[0]:  # what is learned is the same for every metric
+                lists = InvertedLists.of(codebook, metric, codes)
+                counts = np.sort(np.bincount(lists.lists, minlength=len(lists.centroids)))
+                results[kind] = {
+                    "lists": len(counts),
+                    "build_s": round(build, 1),
+                    "codes_a_list": {"median": int(np.median(counts)), "largest": int(counts[-1])},
+                    "bytes_a_code": round(lists.nbytes / len(codes), 1),
+                }
             nearest = np.stack(
                 [
                     np.partition(exact_distances(codebook, metric, words, query), K_NEAREST - 1)[K_NEAREST - 1]
                     for query in queries[:N_ORACLE]
                 ]
             )
-            rows = {"flat": row(lambda q, e=flat: e.search(q, K_NEAREST), queries[: N_FLAT[kind]], nearest)}
+            rows = {"flat": row(lambda q, i=index: i.search(q, K_NEAREST), queries[: N_FLAT[kind]], nearest)}
             for n_probe in PROBES:
-                rows[str(n_probe)] = row(lambda q, e=lists, p=n_probe: e.search(q, K_NEAREST, p), queries, nearest)
+                rows[str(n_probe)] = row(lambda q, i=index, p=n_probe: i.search(q, K_NEAREST, p), queries, nearest)
             results[kind][metric] = rows
             for name, figures in rows.items():
                 times = figures["queries_per_s"] / rows["flat"]["queries_per_s"]
                 figures["times_flat"] = round(times, 1)
                 print(f"{kind} {metric:13} n_probe {name:>4}", *(f"{k} {v}" for k, v in figures.items()), flush=True)
     write_json(
-        RESULT,
+        choices.output,
         {
             "command": "python benchmarks/index_lists.py",
-            "codes": f"{N:,}: 1,000 unequal clusters in 24 dimensions, codebook learned by Faiss: clustered_codes.py",
+            "codes": f"{choices.codes:,}: 1,000 unequal clusters in 24 dimensions, codebook learned by Faiss: "
+            "clustered_codes.py",
             "k": K_NEAREST,
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[1]:.1f}",
             "faiss": f"{faiss.__version__}, {faiss.omp_get_max_threads()} threads",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import signal
 import struct
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors
 
-from gpq_tf.index import METRICS, PQIndex
+from gpq_tf.index import METRICS, PQIndex, store
 from gpq_tf.index import file as index_file
 
 MODEL = {"name": "models/gpq_48bits_300.keras", "sha256": hashlib.sha256(b"model").hexdigest()}
@@ -343,8 +344,48 @@ def test_multi_hot_labels_of_other_values_are_refused(tmp_path):
 def test_a_mapped_index_refuses_wrong_codes_when_it_comes_to_them(saved):
     write_tensors(saved, {"codes": np.full((40, 3), 0xFF, np.uint8)})
     mapped = PQIndex.load(saved, verify=False)
-    with pytest.raises(ValueError, match=r"index.safetensors'. Expected codes below K=10. Received: 15 in row 0$"):
-        mapped.search(np.zeros((1, 15)), 1)
+    changes = (
+        lambda: mapped.search(np.zeros((1, 15)), 1),
+        lambda: mapped.search(np.zeros((1, 15)), 1, n_probe=1),
+        lambda: mapped.add(np.zeros((1, 5), int), [7000], [1], ["x"]),
+        lambda: mapped.remove(mapped.ids[:1]),
+        lambda: mapped.codes,
+    )
+    expected = r"index.safetensors'. Expected codes below K=10. Received: \[255, 255, 255\] \(packed\) in row 0$"
+    for change in (*changes, *changes):
+        with pytest.raises(ValueError, match=expected):
+            change()
+    assert len(mapped) == 40
+
+
+@pytest.mark.parametrize("K", [10, 16, 300])
+def test_a_mapped_index_looks_at_its_codes_once(tmp_path, monkeypatch, K):
+    full_index(K).save(tmp_path / "a")
+    mapped, looked_at, wrong_row = PQIndex.load(tmp_path / "a", verify=False), [], store.wrong_row
+    monkeypatch.setattr(store, "wrong_row", lambda rows, M, K: looked_at.append(len(rows)) or wrong_row(rows, M, K))
+    for _ in range(3):
+        mapped.search(np.zeros((1, 15)), 3)
+        assert mapped.codes.shape == (40, 5)
+        mapped.snapshot()
+    for index in (pickle.loads(pickle.dumps(mapped)), mapped):
+        index.add(np.zeros((2, 5), int), [7000, 7001], [1, 2], ["x", "y"])
+        index.search(np.zeros((1, 15)), 3)
+        index.remove([7001])
+        index.search(np.zeros((1, 15)), 3)
+    assert looked_at == [40]
+
+
+def test_changes_of_a_mapped_index_look_at_its_codes_once(saved, monkeypatch):
+    looked_at, wrong_row = [], store.wrong_row
+    monkeypatch.setattr(store, "wrong_row", lambda rows, M, K: looked_at.append(len(rows)) or wrong_row(rows, M, K))
+    for change in (lambda i: i.add(np.zeros((2, 5), int), [-7, -8], [1, 2], ["x", "y"]), lambda i: i.remove([1])):
+        mapped = PQIndex.load(saved, verify=False)
+        looked_at.clear()
+        change(mapped)
+        mapped.search(np.zeros((1, 15)), 3)
+        mapped.remove(mapped.ids[:1])
+        mapped.search(np.zeros((1, 15)), 3)
+        assert looked_at == [40]
 
 
 def test_mapping_does_not_read_the_codes(tmp_path, monkeypatch):

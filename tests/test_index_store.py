@@ -308,8 +308,9 @@ def test_describe():
     index = PQIndex(np.zeros((3, 10, 4)), "l2")
     index.add(np.zeros((7, 3), int), ids=np.arange(7)[::-1], labels=np.zeros(7, int), paths=["ab"] * 7)
     index.snapshot()  # as the metrics do
-    first, second, third = index.describe().split("\n")
+    first, second, third, fourth = index.describe().split("\n")
     assert first == "7 codes of 12 bits (M=3 books, K=10 codewords of d=4), l2"
     grouped = 3 * 1 + 8 * (7 + 7 + 2)
-    assert second == f"bytes: codes 14, ids 56, labels 28, paths 70, grouped for metrics {grouped}"
+    assert second == f"bytes: codes 14, ids 56, labels 28, paths 70, grouped for metrics {grouped}, lists 0"
     assert third.startswith("engine: exact")
+    assert fourth == "lists for n_probe: none"

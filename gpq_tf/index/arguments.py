@@ -168,11 +168,23 @@ def checked_queries(queries, D):
     return queries
 
 
-def checked_k(k):
-    """`k`, or ValueError."""
-    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
-        raise ValueError(f"Invalid k. Expected a positive integer. Received: k={k!r}")
-    return k
+def checked_n_probe(n_probe, K):
+    """`n_probe`, None or a number of lists of codes whose codewords are numbered below K, or ValueError."""
+    if n_probe is None:
+        return None
+    if K > FAISS_LARGEST_K:
+        raise ValueError(
+            f"Invalid n_probe. Expected None for K={K}: inverted lists serve up to {FAISS_LARGEST_K} codewords. "
+            f"Received: n_probe={n_probe!r}"
+        )
+    return checked_positive("n_probe", n_probe)
+
+
+def checked_positive(name, value):
+    """`value`, an integer from 1 up, or ValueError."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"Invalid {name}. Expected a positive integer. Received: {name}={value!r}")
+    return value
 
 
 def _integers(name, values):

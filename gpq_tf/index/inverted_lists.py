@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpq_tf.index.arguments import FAISS_LARGEST_K, checked_codebook, checked_metric
+from gpq_tf.index.arguments import FAISS_LARGEST_K, checked_codebook, checked_metric, checked_positive
 from gpq_tf.index.faiss_engine import (
     Lookup,
     checked_codes,
@@ -20,6 +20,7 @@ from gpq_tf.index.snapshot import checked_table
 _NIBBLE = 16
 _SAMPLES_PER_LIST = 40  # Faiss's own advice for k-means
 _CHUNK_VALUES = 2**23  # decoded values held at a time
+_FAST_SCAN_BLOCK = 32  # codes; Faiss fills every list up to a multiple
 _SPARE = 32
 
 
@@ -87,10 +88,11 @@ class InvertedLists:
         return cls(codebook, metric, codes, centroids, lists, _lists_of_codes(codebook, codes, lists, n_lists))
 
     def extended(self, codes):
-        """Lists of `codes`, of which these are the first. Keeps the centroids; this one stays as it is.
+        """Lists of `codes`, of which these are the first; this one stays as it is.
 
         Only the new codes look for their lists; all are then sorted into lists anew, which is a small part of the time
-        that learning took. Lists that have grown many times are better learned again.
+        that learning took. The centroids are kept while there are at least half as many as `of` would learn; so once
+        there are four times the codes they are learned again.
 
         Args:
             codes: uint8 (N, M) or (N, ceil(M / 2)), those already here first.
@@ -98,11 +100,11 @@ class InvertedLists:
         Raises:
             ValueError: if there are fewer codes than before, or a shape does not fit.
         """
-        if len(self.centroids) == 0:
-            return InvertedLists.of(self.codebook, self.metric, codes)
         codes = checked_codes(codes, *self.codebook.shape[:2]).astype(np.uint8, copy=False)
         if len(codes) < len(self.codes):
             raise ValueError(f"Invalid codes. Expected at least {len(self.codes)}. Received: {len(codes)}")
+        if 2 * len(self.centroids) <= math.isqrt(len(codes)):
+            return InvertedLists.of(self.codebook, self.metric, codes)
         new = _nearest_centroids(self.codebook, codes[len(self.codes) :], self.centroids)
         lists = np.concatenate([self.lists, new])
         scan = _lists_of_codes(self.codebook, codes, lists, len(self.centroids))
@@ -110,6 +112,16 @@ class InvertedLists:
 
     def __len__(self):
         return len(self.codes)
+
+    @property
+    def nbytes(self):
+        """int, bytes of memory beside `codes`, which are not copied here but in `scan`."""
+        M, K, _ = self.codebook.shape
+        lengths = np.bincount(self.lists)
+        if K <= _NIBBLE:
+            lengths = -(-lengths // _FAST_SCAN_BLOCK) * _FAST_SCAN_BLOCK
+        copied = int(lengths.sum()) * ((M + 1) // 2 if K <= _NIBBLE else M) + 8 * len(self.codes)
+        return self.centroids.nbytes + self.lists.nbytes + copied
 
     def search(self, queries, k, n_probe):
         """Find the k nearest codes of the n_probe nearest lists of each query.
@@ -126,15 +138,14 @@ class InvertedLists:
 
         Raises:
             ValueError: naming the row, if a query is so large that distances would overflow float32; if n_probe is
-                not positive.
+                not a positive integer.
         """
-        if n_probe < 1:
-            raise ValueError(f"Invalid n_probe. Expected a positive integer. Received: n_probe={n_probe!r}")
+        n_probe = min(checked_positive("n_probe", n_probe), len(self.centroids))
         distances = np.full((len(queries), k), np.inf, np.float32)
         positions = np.full((len(queries), k), -1, np.int64)
         if len(self.codes) == 0:
             return distances, positions
-        n_probe, K = min(n_probe, len(self.centroids)), self.codebook.shape[1]
+        K = self.codebook.shape[1]
         n_candidates = min(2 * k + _SPARE, len(self.codes))
         for rows in query_blocks(len(queries), self.codebook, max(n_candidates, len(self.centroids))):
             table = checked_table(self.codebook, self.metric, queries, rows)

@@ -6,6 +6,8 @@ import numpy as np
 
 from gpq_tf.index import arguments, exact, faiss_engine, file
 from gpq_tf.index import ids as id_rows
+from gpq_tf.index.faiss_engine import FaissEngine
+from gpq_tf.index.inverted_lists import InvertedLists
 from gpq_tf.index.rows import read_only
 from gpq_tf.index.snapshot import Snapshot
 from gpq_tf.index.store import PACKED_K, Store
@@ -33,7 +35,8 @@ class PQIndex:
     Two engines search. "exact" sums the distance to every code and is right to the last tied code. "faiss" (K up to
     256) lets Faiss scan for candidates, several times faster, and computes their distances as the exact engine does:
     at 99.9 % of the places or better the distances are those of the exact answer, and ids differ among equal distances
-    only (`gpq_tf.index.faiss_engine`). It holds a second copy of the codes up to K = 16.
+    only (`gpq_tf.index.faiss_engine`). It holds a second copy of the codes up to K = 16. Both look at all codes;
+    `search(..., n_probe=16)` looks at a small part of them, by inverted lists over the learned codes.
 
     Codes take ceil(M / 2) bytes up to K = 16, M bytes up to K = 256, 2 M above. Ids take nothing while they are
     consecutive numbers, 8 bytes each otherwise. Every code has a label and a path, or none has.
@@ -81,8 +84,9 @@ class PQIndex:
         self._runs = None  # see `ids`; belongs to the writers
         self._grouping = threading.Lock()
         self._grouped = (None, None)  # (Store, Snapshot), the last that was made
-        self._building = threading.Lock()
-        self._scanned = (None, None)  # (Store, FaissEngine), the last that was made
+        # What searches need beside the codes, each a class with `of` and `extended`: (Store, the last that was made).
+        self._built = {FaissEngine: (None, None), InvertedLists: (None, None)}
+        self._building = {kind: threading.Lock() for kind in self._built}
 
     def __getstate__(self):
         # A lock cannot be sent to another process; the rest can be made again.
@@ -136,7 +140,7 @@ class PQIndex:
         return len(self._store)
 
     def describe(self):
-        """What the index holds, what that takes and how it searches, in three lines.
+        """What the index holds, what that takes and how it searches, in four lines.
 
         Returns:
             str.
@@ -146,10 +150,11 @@ class PQIndex:
             >>> index.add(np.zeros((1000, 12), int))
             >>> print(index.describe())
             1000 codes of 48 bits (M=12 books, K=16 codewords of d=4), inner_product
-            bytes: codes 6000, ids 0, labels 0, paths 0, grouped for metrics 0
+            bytes: codes 6000, ids 0, labels 0, paths 0, grouped for metrics 0, lists 0
             engine: exact (auto: fewer than 1000000 codes)
+            lists for n_probe: none
         """
-        store, (of, grouped) = self._store, self._grouped
+        store, (of, grouped), (_, lists) = self._store, self._grouped, self._built[InvertedLists]
         engine, why = self._engine_for(store)
         held = {
             "codes": store.packed.nbytes,
@@ -157,12 +162,14 @@ class PQIndex:
             "labels": 0 if store.labels is None else store.labels.nbytes,
             "paths": 0 if store.paths is None else store.paths.nbytes,
             "grouped for metrics": grouped.nbytes if of is store else 0,
+            "lists": 0 if lists is None else lists.nbytes,
         }
         return (
             f"{len(store)} codes of {self.M * (self.K - 1).bit_length()} bits (M={self.M} books, K={self.K} codewords "
             f"of d={self.d}), {self.metric}\n"
             f"bytes: {', '.join(f'{name} {n}' for name, n in held.items())}\n"
-            f"engine: {engine} ({why})"
+            f"engine: {engine} ({why})\n"
+            f"lists for n_probe: {'none' if lists is None else f'{len(lists.centroids)} of {len(lists)} codes'}"
         )
 
     def add(self, codes, ids=None, labels=None, paths=None):
@@ -241,12 +248,23 @@ class PQIndex:
         """
         return id_rows.positions(self._store.ids, arguments.checked_ids(ids))
 
-    def search(self, queries, k):
+    def search(self, queries, k, n_probe=None):
         """Find the k nearest codes of each query.
+
+        With `n_probe` the answer is approximate. The codes lie in about sqrt(N) inverted lists, neighbours together
+        (`gpq_tf.index.inverted_lists`), and only those of the n_probe lists nearest to the query are looked at: what is
+        returned has its right distance, but nearer codes may be missed, most of them in other lists, and the lists may
+        hold fewer than k. More lists find more and take longer; with all of them, or more, the answer is the one
+        without `n_probe`.
+
+        The first such search learns the lists, a few seconds for a million codes. They grow with `add`; after `remove`,
+        and when there are four times as many codes, the next such search learns them again. They are kept in memory,
+        12 bytes a code and a second copy of it, and in no file.
 
         Args:
             queries: float (Q, D), finite; compared as float32.
             k: int >= 1; may exceed the number of codes.
+            n_probe: int >= 1, lists to look into, for K up to 256; None for all codes.
 
         Returns:
             distances: float32 (Q, k), lowest first, +inf past the end.
@@ -254,18 +272,27 @@ class PQIndex:
 
         Raises:
             ValueError: if queries have another shape, or hold NaN, infinity or values whose distances
-                overflow float32 (the row is named), or k is not a positive integer.
+                overflow float32 (the row is named), k or n_probe is not a positive integer, or n_probe is given for
+                K above 256.
         """
-        queries, k = self.checked_queries(queries), arguments.checked_k(k)
-        store = self._store
-        if self._engine_for(store)[0] == "faiss" and len(store):
-            distances, positions = self._faiss_engine_of(store).search(queries, k)
-        else:
-            rows, packed = store.checked_rows(), self.K <= PACKED_K
-            distances, positions = exact.nearest(self.codebook, self.metric, rows, packed, queries, k)
+        queries, k = self.checked_queries(queries), arguments.checked_positive("k", k)
+        store, distances, positions = self._nearest(queries, k, arguments.checked_n_probe(n_probe, self.K))
         found = positions >= 0
         positions[found] = id_rows.taken_from(store.ids, positions[found])
         return distances, positions
+
+    def _nearest(self, queries, k, n_probe):
+        """(store, distances, positions): the Store that was searched, and what was found in it."""
+        if n_probe is not None:
+            store, lists = self._up_to_date(InvertedLists)
+            if n_probe < len(lists.centroids):
+                return store, *lists.search(queries, k, n_probe)
+        store = self._store
+        if self._engine_for(store)[0] == "faiss":
+            store, engine = self._up_to_date(FaissEngine)
+            return store, *engine.search(queries, k)
+        rows, packed = store.checked_rows(), self.K <= PACKED_K
+        return store, *exact.nearest(self.codebook, self.metric, rows, packed, queries, k)
 
     def checked_queries(self, queries):
         """`queries` as float32 (Q, D), or ValueError, as in `search`."""
@@ -293,16 +320,17 @@ class PQIndex:
             return "exact", f"auto: fewer than {_FAISS_FROM} codes"
         return "faiss", f"auto: {_FAISS_FROM} codes or more"
 
-    def _faiss_engine_of(self, store):
-        with self._building:
-            of, engine = self._scanned
+    def _up_to_date(self, kind):
+        """The Store of this moment and a `kind` of its codes, extended after `add` and made anew after `remove`."""
+        with self._building[kind]:
+            # Read in here: a thread that waited would otherwise ask for what is outdated, and have it built once more.
+            store, (of, built) = self._store, self._built[kind]
             if of is not store:
-                if of is None or of.removals != store.removals or len(of) > len(store):
-                    engine = faiss_engine.FaissEngine.of(self.codebook, self.metric, store.checked_rows())
-                else:
-                    engine = engine.extended(store.checked_rows())
-                self._scanned = (store, engine)
-        return engine
+                rows = store.checked_rows()
+                grown = of is not None and of.removals == store.removals
+                built = built.extended(rows) if grown else kind.of(self.codebook, self.metric, rows)
+                self._built[kind] = (store, built)
+        return store, built
 
     def to_faiss(self):
         """The same codewords, codes and ids as a Faiss index, to be searched or written by Faiss.
@@ -372,8 +400,9 @@ class PQIndex:
             path: str or Path.
             verify: bool. True reads the file into memory and checks all of it. False checks the header, the sizes
                 and the codebook, and maps the rest, which is read when it is searched: at once for any size. The
-                file is never changed: the first `add` or `remove` copies. Nobody may overwrite a mapped file in
-                place (`save` does not, it replaces the file).
+                first search, `add` or `remove` refuses codewords that are not in the codebook. The file is never
+                changed: the first `add` or `remove` copies. Nobody may overwrite a mapped file in place (`save` does
+                not, it replaces the file).
             engine: as for `PQIndex`; what Faiss needs is built anew, no file holds it.
 
         Returns:

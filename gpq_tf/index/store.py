@@ -1,5 +1,6 @@
 """What an index holds at one moment, in few bytes: packed codes, ids, and labels or paths of the codes."""
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +24,7 @@ class Store:
         next_id: int, the id that counts on: above all ids ever given.
         labels: Rows of int32 (N,) or uint8 (N, C), or None.
         paths: Texts, N of them, or None.
-        unchecked: str, the file whose codes nobody has looked at yet, or None.
+        unchecked: str, the file that the codes lie in, when nobody looked at them as it was read, or None.
         removals: int, how often codes were removed: between two stores of an index with the same number lie additions
             alone, so that the codes of the shorter one are the first of the longer one.
     """
@@ -48,24 +49,22 @@ class Store:
 
     def codes(self):
         """A new array (N, M) in the smallest unsigned type for K - 1, or the stored one where nothing is packed."""
-        codes = unpack(self.packed.array, self.M, self.K)
-        if self.unchecked is not None and len(codes) and codes.max() >= self.K:
-            raise ValueError(
-                f"Invalid index file {self.unchecked!r}. Expected codes below K={self.K}. Received: {codes.max()}"
-            )
-        return read_only(codes)
+        return read_only(unpack(self.checked_rows(), self.M, self.K))
 
     def checked_rows(self):
-        """The packed codes, (N, W); refused where they come from a file not looked at yet and one is above K - 1."""
-        if self.unchecked is not None:
-            wrong = wrong_row(self.packed.array, self.M, self.K)
-            if wrong is not None:
-                found = unpack(self.packed.array[wrong : wrong + 1], self.M, self.K).max()
-                raise ValueError(
-                    f"Invalid index file {self.unchecked!r}. Expected codes below K={self.K}. Received: {found} in row "
-                    f"{wrong}"
-                )
+        """The packed codes, (N, W); refused where they lie in a file that was not looked at and one is above K - 1."""
+        if self._wrong_row is not None:
+            found = self.packed.array[self._wrong_row].tolist()
+            raise ValueError(
+                f"Invalid index file {self.unchecked!r}. Expected codes below K={self.K}. Received: {found} (packed) "
+                f"in row {self._wrong_row}"
+            )
         return self.packed.array
+
+    @functools.cached_property
+    def _wrong_row(self):
+        # Looked for once: the codes do not change. Two threads that come first may both look, and find the same.
+        return None if self.unchecked is None else wrong_row(self.packed.array, self.M, self.K)
 
     def added(self, codes, ids, labels=None, paths=None):
         """This store and n codes behind it.
@@ -76,6 +75,7 @@ class Store:
             labels: as in the attributes, for the n codes; None exactly where this store has codes without labels.
             paths: list of n bytes, or None, likewise.
         """
+        self.checked_rows()  # the first change copies what lies in a file: read anyway, and never asked about again
         packed = self.packed.appended(pack(codes, self.K))
         if labels is not None:
             labels = self.labels.appended(labels) if len(self) else Rows.of(labels)
@@ -83,19 +83,21 @@ class Store:
             paths = self.paths.appended(paths) if len(self) else Texts.of(paths)
         next_id = max(self.next_id, int(ids.max()) + 1)
         all_ids = id_rows.appended(self.ids, ids)
-        return replace(self, packed=packed, ids=all_ids, next_id=next_id, labels=labels, paths=paths)
+        return replace(self, packed=packed, ids=all_ids, next_id=next_id, labels=labels, paths=paths, unchecked=None)
 
     def removed(self, positions):
         """This store without the codes at `positions`, intp (n,), n at least 1; the rest keeps its order."""
         keep = np.ones(len(self), bool)
         keep[positions] = False
         some = bool(keep.any())
+        self.checked_rows()
         return replace(
             self,
             packed=self.packed.kept(keep),
             ids=id_rows.kept(self.ids, keep),
             labels=self.labels.kept(keep) if some and self.labels is not None else None,
             paths=self.paths.kept(keep) if some and self.paths is not None else None,
+            unchecked=None,
             removals=self.removals + 1,
         )
 
