@@ -10,7 +10,8 @@ USAGE = """usage: gpq-tf COMMAND [arguments] [--setting=value ...]
 
   demo                     print the mAP of a model on CIFAR-10, save ranked-list pictures
   train                    train a model, save it every 20 epochs
-  convert SRC DST          weights of the original (TF1 checkpoint prefix, ImageNet_pretrained.mat) -> .keras
+  convert SRC DST          weights of the originals (TF1 checkpoint prefix, ImageNet_pretrained.mat, SPQ's .pth) to a
+                           .keras file; a model of the head spq to a .pth that the original loads
   evaluate MODEL [IMAGES]  print the mAP of a model on CIFAR-10 (IMAGES: the folder of its python version)
 
 Settings come from config.py in the current folder, then from --setting=value. --debug shows tracebacks.
@@ -72,17 +73,22 @@ def train(arguments):
 def convert(arguments):
     (source, target), options = _positional(arguments, "SRC", "DST")
     settings = _settings(options)
-    if not target.endswith(".keras"):
-        raise ValueError(f"Invalid DST. Expected a name that ends in .keras. Received: {target!r}")
+    if not target.endswith((".keras", ".pth")):
+        raise ValueError(f"Invalid DST. Expected a name that ends in .keras or .pth. Received: {target!r}")
     _import_tensorflow_quietly()
     from gpq_tf import convert
     from gpq_tf import settings as settings_module
+    from gpq_tf.convert import spq_checkpoint
+    from gpq_tf.network import load_model
 
-    n_book = settings.n_book if "n_book" in settings.given else None
-    model, lines = convert.convert(source, n_book, settings.legacy, settings_module.architecture_of(settings))
-    settings_module.check_fixed(settings, settings_module.fixed_by(model.architecture), source)
-    model.record = {"converted_from": os.path.basename(source), "legacy": settings.legacy}
-    model.save(target)
+    if target.endswith(".pth"):
+        lines = spq_checkpoint.write(load_model(source), target)
+    else:
+        n_book = settings.n_book if "n_book" in settings.given else None
+        model, lines = convert.convert(source, n_book, settings.legacy, settings_module.architecture_of(settings))
+        settings_module.check_fixed(settings, settings_module.fixed_by(model.architecture), source)
+        model.record = {"converted_from": os.path.basename(source), "legacy": settings.legacy}
+        model.save(target)
     for line in lines:
         _report(line)
     _report(f"saved {target}")

@@ -39,28 +39,32 @@ def test_what_the_original_trains_is_all_converted():
 def test_every_path_is_another():
     paths = [path for path in PATHS.values() if path]
     assert len(set(paths)) == len(paths) == 105
-    assert {path[:2] for path in paths if path[0] == "head"} == {("head", "projection"), ("head", "quantizer")}
-    assert PATHS["0.layer3.0.shortcut.1.running_var"] == ("backbone", "layer3_0_shortcut_norm", "moving_variance")
-    assert PATHS["0.layer4.1.bn2.bias"] == ("backbone", "layer4_1_norm2", "beta")
-    assert PATHS["0.fc_out.weight"] == ("backbone", "fc_out", "kernel")
+    assert [path for path in paths if not path.startswith("backbone/")] == [
+        "quantizer/codebook",
+        "head/projection/kernel",
+        "head/projection/bias",
+    ]
+    assert PATHS["0.layer3.0.shortcut.1.running_var"] == "backbone/layer3_0/shortcut_norm/moving_variance"
+    assert PATHS["0.layer4.1.bn2.bias"] == "backbone/layer4_1/norm2/beta"
+    assert PATHS["0.fc_out.weight"] == "backbone/fc_out/kernel"
 
 
 def test_values_go_to_kerass_axes():
     given = arrays()
     found = spq_names.to_keras(given, n_book=3)
     kernel = given["0.layer2.0.shortcut.0.weight"]  # out, in, height, width
-    assert found["backbone", "layer2_0_shortcut_conv", "kernel"].shape == (1, 1, 1, 2)
-    stem = found["backbone", "conv1", "kernel"]
+    assert found["backbone/layer2_0/shortcut_conv/kernel"].shape == (1, 1, 1, 2)
+    stem = found["backbone/conv1/kernel"]
     for o, i, h, w in np.ndindex(given["0.conv1.weight"].shape):
         assert stem[h, w, i, o] == given["0.conv1.weight"][o, i, h, w]
-    assert found["backbone", "layer2_0_shortcut_conv", "kernel"][0, 0, 0, 1] == kernel[1, 0, 0, 0]
-    projection = found["head", "projection", "kernel"]  # (F, D)
+    assert found["backbone/layer2_0/shortcut_conv/kernel"][0, 0, 0, 1] == kernel[1, 0, 0, 0]
+    projection = found["head/projection/kernel"]  # (F, D)
     assert projection.shape == (8, 12) and projection[7, 2] == given["1.fc.weight"][2, 7]
-    codebook = found["head", "quantizer", "codebook"]
+    codebook = found["quantizer/codebook"]
     for m, k, d in np.ndindex(3, 4, 4):
         assert codebook[m, k, d] == given["1.C"][k, 4 * m + d]
-    assert (found["backbone", "norm1", "moving_variance"] == given["0.bn1.running_var"]).all()
-    assert (found["backbone", "norm1", "gamma"] == given["0.bn1.weight"]).all()
+    assert (found["backbone/norm1/moving_variance"] == given["0.bn1.running_var"]).all()
+    assert (found["backbone/norm1/gamma"] == given["0.bn1.weight"]).all()
     assert all(values.flags.c_contiguous for values in found.values())
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from gpq_tf import losses, metrics, quantizer
+from gpq_tf import convert, losses, metrics, quantizer
 from gpq_tf import settings as settings_module
+from gpq_tf.convert import pth, spq_checkpoint
 from gpq_tf.heads import spq
 from gpq_tf.index import PQIndex
 from gpq_tf.network import RetrievalModel
@@ -273,3 +274,23 @@ def test_learning_rates():
         schedule = spq.learning_rate(legacy, int(period))
         rates = [float(schedule(int(epoch) * int(period))) for epoch in recorded["epochs"]]
         assert np.abs(np.array(rates) - recorded[f"lr_Tmax{period}"]).max() < 1e-6 * recorded["base_lr"]
+
+
+def test_the_checkpoint_converts_and_goes_back(state_dict, tmp_path):
+    checkpoint = next((SPQ / "narrow").glob("*_checkpoint.pth"))
+    model, lines = convert.convert(checkpoint)
+    recorded = load("narrow/forward.npz", SPQ)
+    assert np.abs(model.embed(recorded["images"]) - recorded["eval_X"]).max() < 3e-6
+    assert np.array_equal(model.encode(recorded["images"]), recorded["eval_codes"])
+    assert {line.split()[1] for line in lines[1:]} == set(state_dict)
+    again = tmp_path / "again.pth"
+    assert len(spq_checkpoint.write(model, again)) == len(state_dict)
+    for name, array in pth.read(again).items():
+        assert name.endswith("num_batches_tracked") or np.array_equal(array, state_dict[name]), name
+
+
+def test_only_spqs_models_become_a_pth(tmp_path):
+    model = RetrievalModel("gpq", width_multiplier=1 / 64)
+    with pytest.raises(ValueError, match=r"^Invalid model. Expected one of the head spq for a .pth. Received: gpq$"):
+        spq_checkpoint.write(model, tmp_path / "a.pth")
+    assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ One file per foreign format; `convert` picks by looking at the file.
 
 from pathlib import Path
 
-from gpq_tf.convert import mat, tf_checkpoint
+from gpq_tf.convert import mat, pth, spq_checkpoint, tf_checkpoint
 
 
 def is_source(path):
@@ -21,15 +21,15 @@ def is_source(path):
         >>> is_source("no_such_file")
         False
     """
-    return tf_checkpoint.find(path) is not None or mat.find(path) is not None
+    return any(find(path) is not None for find in (tf_checkpoint.find, mat.find, pth.find))
 
 
 def convert(source, n_book=None, legacy=False, architecture=None):
     """Build a RetrievalModel from a file of one of the originals.
 
     Args:
-        source: str or Path: prefix of a TensorFlow 1 checkpoint of GPQ (or one of its files), or
-            ImageNet_pretrained.mat (with or without ".mat").
+        source: str or Path: prefix of a TensorFlow 1 checkpoint of GPQ (or one of its files), ImageNet_pretrained.mat
+            (with or without ".mat"), or a PyTorch checkpoint of SPQ (.pth).
         n_book: int M, or None to take it from the file's name or its sizes. It is in no file.
         legacy: bool, the model is to search as the original did.
         architecture: dict of RetrievalModel's arguments, used where the file says nothing (a .mat has no head).
@@ -53,9 +53,11 @@ def convert(source, n_book=None, legacy=False, architecture=None):
     mat_file = mat.find(source)
     if mat_file is not None:
         return mat.convert(mat_file, n_book, legacy, architecture)
+    if pth.find(source) is not None:
+        return spq_checkpoint.convert(source, n_book, legacy)
     raise ValueError(
-        f"Invalid source {str(source)!r}. Expected the prefix of a TensorFlow 1 checkpoint (its .index beside it) "
-        f"or a .mat file. Received: {_what_is(source)}"
+        f"Invalid source {str(source)!r}. Expected the prefix of a TensorFlow 1 checkpoint (its .index beside it), "
+        f"a .mat file or a .pth file. Received: {_what_is(source)}"
     )
 
 

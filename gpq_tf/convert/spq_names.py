@@ -11,10 +11,9 @@ import typing
 
 import numpy as np
 
+from gpq_tf.backbones import resnet
 from gpq_tf.convert import book_count, gpq_names
 
-WIDTHS = (64, 128, 256, 512)  # channels of the four stages
-BLOCKS = 2  # of a stage
 LENGTH = 16  # of a codeword, where nothing says how many books there are
 CODEBOOK = "1.C"
 
@@ -38,13 +37,13 @@ class Entry(typing.NamedTuple):
     Attributes:
         name: str.
         shape: tuple of int, PyTorch's.
-        path: tuple of str, part, layer and variable of a RetrievalModel, or None for what is not converted.
+        path: str, of the variable of a RetrievalModel, or None for what is not converted.
         axes: tuple of int, for numpy.transpose, or None for the codebook and what is not converted.
     """
 
     name: str
     shape: tuple
-    path: tuple | None
+    path: str | None
     axes: tuple | None
 
 
@@ -61,28 +60,28 @@ def entries(width_multiplier=1.0, size=128, n_word=16):
 
     Example:
         >>> entries()[0]
-        Entry(name='0.conv1.weight', shape=(64, 3, 3, 3), path=('backbone', 'conv1', 'kernel'), axes=(2, 3, 1, 0))
+        Entry(name='0.conv1.weight', shape=(64, 3, 3, 3), path='backbone/conv1/kernel', axes=(2, 3, 1, 0))
     """
     rows = []
     for scope, where, shape in _layers(width_multiplier, size):
         if scope == "1.fc":  # a module's own parameters stand before those of the modules in it
-            rows.append(Entry(CODEBOOK, (n_word, size), ("head", "quantizer", "codebook"), None))
+            rows.append(Entry(CODEBOOK, (n_word, size), "quantizer/codebook", None))
         for name, variable, axes in _VARIABLES[len(shape)]:
             own = shape if name == "weight" else shape[:1]
-            rows.append(Entry(f"{scope}.{name}", own, (*where, variable), axes))
+            rows.append(Entry(f"{scope}.{name}", own, f"{where}/{variable}", axes))
         if len(shape) == 1:
             rows.append(Entry(f"{scope}.{_STEPS}", (), None, None))
     return rows
 
 
 def _layers(width_multiplier, size):
-    """Yield (PyTorch's scope, (part, layer) here, shape of the weight)."""
-    widths = [max(1, round(width * width_multiplier)) for width in WIDTHS]
+    """Yield (PyTorch's scope, path of the layer here, shape of the weight)."""
+    widths = resnet.widths(width_multiplier)
     before = widths[0]
-    yield "0.conv1", ("backbone", "conv1"), (before, 3, 3, 3)
-    yield "0.bn1", ("backbone", "norm1"), (before,)
+    yield "0.conv1", "backbone/conv1", (before, 3, 3, 3)
+    yield "0.bn1", "backbone/norm1", (before,)
     for stage, width in enumerate(widths, 1):
-        for block in range(BLOCKS):
+        for block in range(resnet.BLOCKS_PER_LAYER):
             layers = [
                 ("conv1", "conv1", (width, before, 3, 3)),
                 ("bn1", "norm1", (width,)),
@@ -95,10 +94,10 @@ def _layers(width_multiplier, size):
                     ("shortcut.1", "shortcut_norm", (width,)),
                 ]
             for name, layer, shape in layers:
-                yield f"0.layer{stage}.{block}.{name}", ("backbone", f"layer{stage}_{block}_{layer}"), shape
+                yield f"0.layer{stage}.{block}.{name}", f"backbone/layer{stage}_{block}/{layer}", shape
             before = width
-    yield "0.fc_out", ("backbone", "fc_out"), (before, before)
-    yield "1.fc", ("head", "projection"), (size, before)
+    yield "0.fc_out", "backbone/fc_out", (before, before)
+    yield "1.fc", "head/projection", (size, before)
 
 
 def sizes_of(source, shapes):
@@ -127,7 +126,7 @@ def sizes_of(source, shapes):
         raise ValueError(
             f"Invalid file {source!r}. Expected {CODEBOOK} (K, M * d), K a power of two. Received: {codebook}"
         )
-    width_multiplier = features[0] / WIDTHS[-1]  # of the last layer, where rounding changes it least
+    width_multiplier = features[0] / resnet.CHANNELS[-1]  # of the last layer, where rounding changes it least
     for name, shape, path, _ in entries(width_multiplier, size, n_word):
         found = tuple(shapes[name]) if name in shapes else "no such tensor"
         if path is not None and found != shape:
@@ -183,7 +182,7 @@ def to_keras(arrays, n_book):
 
     Example:
         >>> arrays = {entry.name: np.zeros(entry.shape) for entry in entries()}
-        >>> to_keras(arrays, n_book=8)["head", "quantizer", "codebook"].shape
+        >>> to_keras(arrays, n_book=8)["quantizer/codebook"].shape
         (8, 16, 16)
     """
     values = {}
