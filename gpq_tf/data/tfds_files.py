@@ -70,7 +70,7 @@ def read_tfds(name, data_dir, download=False):
         OSError: if it cannot be downloaded.
     """
     if name not in NAMES:
-        raise ValueError(f"Invalid data set. Expected one of {', '.join(NAMES)}. Received: {name!r}")
+        raise ValueError(f"Invalid dataset. Expected one of {', '.join(NAMES)}. Received: dataset={name!r}")
     folder = prepared(name, data_dir) or _download(name, data_dir, download)
     import tensorflow_datasets as tfds
 
