@@ -162,8 +162,10 @@ def test_the_archives_own_layout(archive):
     [
         ("images.txt", "1\n", 1, "'image_id path'", "1"),
         ("images.txt", "one 001.Auk/a.png\n", 1, "'image_id path'", "one 001.Auk/a.png"),
-        ("images.txt", "1 001.Auk/a.png\n6 001.Auk/d.png\n", 2, "an image_id that has a class and a box",
+        ("images.txt", "1 001.Auk/a.png\n6 001.Auk/d.png\n", 2, "another image_id, which has a class and a box",
          "6 001.Auk/d.png"),
+        ("images.txt", "1 001.Auk/a.png\n1 001.Auk/d.png\n", 2, "another image_id, which has a class and a box",
+         "1 001.Auk/d.png"),
         ("images.txt", "1 001.Auk/z.png\n", 1, "the path of an image", "no file FOLDER/images/001.Auk/z.png"),
         ("image_class_labels.txt", "1 1\n2 Emu\n", 2, "'image_id class_id'", "2 Emu"),
         ("image_class_labels.txt", "1 1 1\n", 1, "'image_id class_id'", "1 1 1"),
@@ -180,7 +182,9 @@ def test_a_wrong_line_of_the_archive_is_named(archive, name, text, line, expecte
 
 def test_a_class_without_a_name_is_refused_where_an_image_has_it(archive):
     (archive / "classes.txt").write_text("1 001.Auk\n2 002.Emu\n3 003.Jay\n")
-    with pytest.raises(ValueError, match=r"images\.txt, line 5\. Expected an image_id that has a class and a box"):
+    with pytest.raises(
+        ValueError, match=r"images\.txt, line 5\. Expected another image_id, which has a class and a box"
+    ):
         cub.read_cub(archive)
 
 

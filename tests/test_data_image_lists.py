@@ -95,3 +95,12 @@ def test_any_integers_can_be_classes():
     assert images.files == list("abcde")
     assert images.labels.tolist() == [0, 2, 1, 0, 1]
     assert images.class_names == ["-1", "7", str(2**62)]
+
+
+def test_some_images_with_their_boxes():
+    boxes = np.arange(12).reshape(3, 4)
+    images = image_lists.numbered("abc", [0, 0, 1], boxes, str, "nowhere")
+    files, chosen = image_lists.files_and_boxes(images, np.array([2, 0, 2]))
+    assert files == ["c", "a", "c"] and chosen.tolist() == boxes[[2, 0, 2]].tolist()
+    images = image_lists.numbered("abc", [0, 0, 1], None, str, "nowhere")
+    assert image_lists.files_and_boxes(images, [1]) == (["b"], None)

@@ -83,8 +83,8 @@ def read_cub(data_dir):
     files = {}
     for number, text in _lines(path):
         image_id, name = _two(path, number, text, "image_id path", str)
-        if image_id not in boxes or classes.get(image_id) not in names:
-            raise _invalid(path, number, "an image_id that has a class and a box", text)
+        if image_id in files or image_id not in boxes or classes.get(image_id) not in names:
+            raise _invalid(path, number, "another image_id, which has a class and a box", text)
         files[image_id] = _existing(path, number, data_dir / "images", name)
     of_files = ([table[image_id] for image_id in files] for table in (classes, boxes))
     return split_classes(numbered(files.values(), *of_files, names.get, f"CUB-200-2011 in {data_dir}"))

@@ -51,6 +51,24 @@ def numbered(files, classes, boxes, name_of, source):
     return ImageList(list(files), labels.astype(np.int64), boxes, [name_of(c) for c in distinct.tolist()], source)
 
 
+def files_and_boxes(images, index):
+    """Some images of an ImageList, as `images.read_images` takes them.
+
+    Args:
+        images: ImageList.
+        index: integers (n,), positions in it.
+
+    Returns:
+        (files, boxes): list of n, and int64 (n, 4) or None.
+
+    Example:
+        >>> images = numbered(["a.jpg", "b.jpg"], [0, 1], [(0, 0, 8, 8), (2, 2, 4, 4)], str, "nowhere")
+        >>> files_and_boxes(images, [1, 0, 1])[0]
+        ['b.jpg', 'a.jpg', 'b.jpg']
+    """
+    return [images.files[i] for i in index], None if images.boxes is None else images.boxes[index]
+
+
 def split_classes(images):
     """Part the classes in halves: train on the first, search among the images of the other, never seen.
 
@@ -74,13 +92,8 @@ def split_classes(images):
 
 def _classes(images, start, stop):
     index = np.flatnonzero((images.labels >= start) & (images.labels < stop))
-    return ImageList(
-        [images.files[i] for i in index],
-        images.labels[index] - start,
-        None if images.boxes is None else images.boxes[index],
-        images.class_names[start:stop],
-        images.source,
-    )
+    files, boxes = files_and_boxes(images, index)
+    return ImageList(files, images.labels[index] - start, boxes, images.class_names[start:stop], images.source)
 
 
 def read_folders(data_dir):
