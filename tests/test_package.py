@@ -22,6 +22,7 @@ ORDER = [
     "ops",
     "data",
     "augment",
+    "augment_crop",
     "backbones",
     "quantizer",
     "losses",

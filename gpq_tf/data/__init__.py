@@ -2,7 +2,8 @@
 
 `cifar10.load` finds and splits CIFAR-10; `protocol` is the split; `pickles`, `jpegs`, `matlab` and
 `similarity` each read one kind of file; `numpy116` recomputes the order in which the original program met
-the images.
+the images. `metric_learning.load` finds labelled image files (`cub`, `image_lists`, `tfds_files` know the
+layouts), `images` reads them as CGD does, with OpenCV's `resize`, and `sampling` draws batches of them.
 """
 
 from gpq_tf.data.cifar10 import check_image_size, load, load_for

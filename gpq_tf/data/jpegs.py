@@ -1,8 +1,8 @@
 """Small images kept as JPEG files, one after the other, in one .npz."""
 
-import io
-
 import numpy as np
+
+from gpq_tf.data.images import opened
 
 SIDE = 32  # pixels; height and width of every image
 
@@ -73,13 +73,8 @@ def read_packed(path, split):
 
 def decode(jpeg, where):
     """Decode one 32x32 colour JPEG (uint8 array or bytes) to uint8 (32, 32, 3); errors begin with `where`."""
-    from PIL import Image
-
-    try:
-        image = Image.open(io.BytesIO(bytes(jpeg)), formats=["JPEG"])
+    with opened(bytes(jpeg), where, f"a {SIDE}x{SIDE} RGB JPEG", formats=["JPEG"]) as image:
         # The header is looked at before the pixels: a file that claims to be enormous takes no memory.
         if image.size != (SIDE, SIDE) or image.mode != "RGB":
             raise ValueError(f"its size is {image.size[0]}x{image.size[1]}, its mode {image.mode}")
         return np.asarray(image)
-    except Exception as error:  # Pillow raises nearly anything on a damaged file
-        raise ValueError(f"{where}: expected a {SIDE}x{SIDE} RGB JPEG: {error}") from error

@@ -1,0 +1,100 @@
+"""The door to the collections: each kind is found, with boxes and without."""
+
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from gpq_tf.data import cub, image_lists, images, metric_learning, tfds_files
+from tests import golden
+from tests.image_files import picture, write
+
+STAND_IN = golden.SHARED / "data" / "tinyimagenet_cub_layout.zip"
+
+
+@pytest.fixture
+def meta(tmp_path):
+    (tmp_path / "meta").mkdir()
+    for name, label in (("train", 3), ("test", 5)):
+        (tmp_path / "meta" / f"{name}.txt").write_text(f"image_id class_id path\n{label} 0 images/{name}.png\n")
+        write(tmp_path / "images" / f"{name}.png", picture(label))
+    (tmp_path / "meta" / "bbox.txt").write_text("3 1 2 3 4\n5 6 7 8 9\n")
+    return tmp_path
+
+
+def test_image_lists_lie_in_meta_unless_told(meta):
+    train, test = metric_learning.load("image_lists", meta)
+    assert train.files == [str(meta / "images/train.png")] and test.files == [str(meta / "images/test.png")]
+    assert train.boxes.tolist() == [[1, 2, 3, 4]] and test.boxes.tolist() == [[6, 7, 8, 9]]
+    moved = [(meta / "meta" / f"{name}.txt").rename(meta / f"my_{name}.txt") for name in ("train", "test", "bbox")]
+    train, test = metric_learning.load("image_lists", meta, *moved)
+    assert (train.source, test.source) == tuple(map(str, moved[:2]))
+    assert test.boxes.tolist() == [[6, 7, 8, 9]]
+
+
+def test_without_boxes_their_file_is_not_needed(meta):
+    (meta / "meta" / "bbox.txt").unlink()
+    assert [found.boxes for found in metric_learning.load("image_lists", meta, boxes=False)] == [None, None]
+    with pytest.raises(OSError, match=r"bbox\.txt"):
+        metric_learning.load("image_lists", meta)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "module", "name"),
+    [
+        ("cub200", cub, "read_cub"),
+        ("image_folders", image_lists, "read_folders"),
+        *((name, tfds_files, "read_tfds") for name in tfds_files.NAMES),
+    ],
+)
+@pytest.mark.parametrize("boxes", [True, False])
+def test_the_other_kinds_have_their_readers(monkeypatch, tmp_path, dataset, module, name, boxes):
+    both = tuple(image_lists.numbered([part], [0], [(1, 2, 3, 4)], str, part) for part in ("train", "test"))
+    asked = []
+    monkeypatch.setattr(module, name, lambda *arguments: asked.append(arguments) or both)
+    found = metric_learning.load(dataset, tmp_path, boxes=boxes, download=True)
+    assert asked == [(dataset, tmp_path, True) if module is tfds_files else (tmp_path,)]
+    assert [part.files for part in found] == [["train"], ["test"]]
+    assert all((part.boxes is not None) == boxes for part in found)
+
+
+def test_every_kind_is_named():
+    assert metric_learning.DATASETS[:3] == ("image_lists", "cub200", "image_folders")
+    message = r"^Invalid dataset\. Expected one of image_lists, .*, stanford_online_products\. Received: dataset='sop'$"
+    with pytest.raises(ValueError, match=message):
+        metric_learning.load("sop", ".")
+
+
+def test_nothing_heavy_is_imported_to_find_images(meta):
+    program = (
+        "import sys; from gpq_tf.data import metric_learning; "
+        f"metric_learning.load('image_lists', {str(meta)!r}); "
+        "print({'PIL', 'tensorflow', 'tensorflow_datasets', 'scipy'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.skipif(not STAND_IN.is_file(), reason="the stand-in for CUB200 does not lie beside this checkout")
+def test_the_stand_in_is_read(tmp_path):
+    """Its lists as they are; of its pictures the first of every tenth class, the others empty."""
+    with zipfile.ZipFile(STAND_IN) as archive:
+        archive.extractall(tmp_path, [name for name in archive.namelist() if name.startswith("meta/")])
+        lines = [
+            line.split()
+            for name in ("train", "test")
+            for line in (tmp_path / "meta" / f"{name}.txt").read_text().splitlines()[1:]
+        ]
+        for path in {path.rpartition("/")[0] for _, _, path in lines}:
+            (tmp_path / path).mkdir(parents=True)
+        for _, _, path in lines:
+            (tmp_path / path).touch()
+        archive.extractall(tmp_path, [path for _, _, path in lines[::600]])
+    train, test = metric_learning.load("image_lists", tmp_path)
+    for part in (train, test):
+        assert np.bincount(part.labels).tolist() == [60] * 100
+        assert len(set(part.class_names)) == 100
+        found = images.read_images(part.files[::600], part.boxes[::600], 64, 64)
+        assert found.shape == (10, 64, 64, 3) and len({image.tobytes() for image in found}) == 10
+    assert not set(train.class_names) & set(test.class_names)
