@@ -124,7 +124,7 @@ def embed(contents, images):
     stored = {target: contents.arrays[name].astype(np.float64) for name, target in contents.targets.items()}
 
     def unit(x, described, convolution, normalization):
-        kernel, pad = stored[f"backbone/{convolution}/kernel"], described.pad
+        kernel, pad = stored[f"backbone/{convolution}/kernel"], described.kernel // 2
         assert kernel.shape == (described.kernel, described.kernel, x.shape[-1], described.channels)
         assert (f"backbone/{convolution}/bias" in stored) == described.has_bias
         x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))

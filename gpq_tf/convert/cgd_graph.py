@@ -23,7 +23,7 @@ class Unit(typing.NamedTuple):
 
     Attributes:
         channels: int, that come out.
-        kernel, stride, pad: int, equal along both axes.
+        kernel, stride: int, equal along both axes; kernel // 2 pixels of 0 are added at each side of the image.
         has_bias: bool.
         epsilon, momentum: float, of the normalisation; MXNet's momentum is Keras's.
         is_gamma_fixed: bool, gamma is 1 whatever is stored.
@@ -33,7 +33,6 @@ class Unit(typing.NamedTuple):
     channels: int
     kernel: int
     stride: int
-    pad: int
     has_bias: bool
     epsilon: float
     momentum: float
@@ -309,9 +308,10 @@ def _l2_epsilon(graph):
 
 def _backbone(graph, index):
     """(stem, pool, list of blocks) of what ends in layer `index`."""
-    blocks = []
+    blocks, sums = [], []
     while graph.is_relu(index) and graph.op(graph.before(index)) in _SUMS:
-        block, index = _block(graph, graph.before(index))
+        sums.insert(0, graph.before(index))
+        block, index = _block(graph, sums[0])
         blocks.insert(0, block)
     if not blocks:
         raise graph.unlike(index, "a block of ResNet v1, relu(a + b), to end the backbone")
@@ -324,37 +324,42 @@ def _backbone(graph, index):
     stem, image = _unit(graph, graph.before(index))
     if graph.op(image) != "null":
         raise graph.unlike(image, "the image before the stem of ResNet v1")
+    channels = stem.channels
+    for block, place in zip(blocks, sums, strict=True):
+        if not block.shortcut and block.units[-1].channels != channels:
+            raise graph.unlike(place, f"{channels} channels on both sides, not {block.units[-1].channels} on one")
+        channels = block.units[-1].channels
     return stem, pool, blocks
 
 
 def _block(graph, index):
     """(Block, the layer before it)."""
-    sides = [_chain(graph, graph.skip(side)) for side in graph.layers[index].inputs]
-    if len(sides) == 2:
-        # Where the block begins: the first place that both ways back lead to.
-        for n_units, place in enumerate(sides[0][1]):
-            if place in sides[1][1]:
-                lengths = (n_units, sides[1][1].index(place))
-                short, long = sorted(zip(lengths, (sides[0][0], sides[1][0]), strict=True), key=lambda side: side[0])
-                if short[0] <= 1 and long[0] in (2, 3):
-                    # The ways are listed backwards.
-                    units, shortcut = long[1][: long[0]][::-1], short[1][: short[0]]
-                    return Block(tuple(units), shortcut[0] if shortcut else None), place
-                break
+    ways = [_ways_back(graph, graph.skip(side)) for side in graph.layers[index].inputs]
+    # The block begins at the first place that both ways lead back to.
+    begin = next((place for place in ways[0] if place in ways[-1]), None)
+    if len(ways) == 2 and begin is not None:
+        shortcut, units = sorted((way[begin] for way in ways), key=len)
+        stride = math.prod(unit.stride for unit in units)
+        if not shortcut and len(units) in (2, 3) and stride == 1:
+            return Block(units, None), begin
+        if len(shortcut) == 1 and len(units) in (2, 3):
+            if (shortcut[0].stride, shortcut[0].channels) != (stride, units[-1].channels):
+                raise graph.unlike(index, "the same stride and channels on both sides")
+            return Block(units, shortcut[0]), begin
     raise graph.unlike(index, "a block of ResNet v1: two or three convolutions beside none or one")
 
 
-def _chain(graph, index):
-    """(units going back from a layer, places: the layer itself, then what each unit takes)."""
-    units, places = [], [index]
-    while graph.op(index) == "BatchNorm":
-        unit, below = _unit(graph, index)
-        units.append(unit)
-        places.append(below)
-        if not graph.is_relu(below):
+def _ways_back(graph, index):
+    """dict of layer -> tuple of the units from it to layer `index`, the nearest first."""
+    ways, units = {index: ()}, ()
+    while graph.op(index) == "BatchNorm" and len(units) < 3:
+        unit, index = _unit(graph, index)
+        units = (unit, *units)
+        ways[index] = units
+        if not graph.is_relu(index):
             break
-        index = graph.before(below)
-    return units, places
+        index = graph.before(index)
+    return ways
 
 
 def _unit(graph, index):
@@ -372,11 +377,12 @@ def _unit(graph, index):
     kernel, stride, pad = (_equal_axes(graph, before, name) for name in ("kernel", "stride", "pad"))
     if own["num_group"] != 1 or set(own["dilate"]) != {1} or own["layout"] != "NCHW" or own["num_filter"] < 1:
         raise graph.unlike(before, "a convolution without groups and dilation, in NCHW")
+    if kernel != 2 * pad + 1:
+        raise graph.unlike(before, f"a convolution of odd kernel padded by half of it, not {kernel} by {pad}")
     unit = Unit(
         own["num_filter"],
         kernel,
         stride,
-        pad,
         not own["no_bias"],
         norm.attributes["eps"],
         norm.attributes["momentum"],
@@ -392,7 +398,10 @@ def _pool(graph, index):
     is_usual = own["pool_type"] == "max" and own["pooling_convention"] == "valid" and own["layout"] == "NCHW"
     if own["global_pool"] or not is_usual:
         raise graph.unlike(index, "the maximum over small windows behind the stem, pooling_convention='valid', in NCHW")
-    return Pool(*(_equal_axes(graph, index, name) for name in ("kernel", "stride", "pad")))
+    pool = Pool(*(_equal_axes(graph, index, name) for name in ("kernel", "stride", "pad")))
+    if 2 * pool.pad > pool.kernel:
+        raise graph.unlike(index, f"windows padded by half of them at most, not {pool.kernel} by {pool.pad}")
+    return pool
 
 
 def _equal_axes(graph, index, name):

@@ -139,7 +139,8 @@ def layer(symbol, index):
     if op == "null":
         return Layer(op, node.name, {}, (), {})
     if op not in OPERATORS:
-        raise _invalid(symbol, node, "to be an operator that networks of CGD have", node.op)
+        known = "an operator that networks of CGD have"
+        raise ValueError(f"Invalid {symbol.path!r}. Expected {known}. Found: {node.op} {node.name!r}")
     attributes = {name: _attribute(symbol, node, name, *how) for name, how in OPERATORS[op].attributes.items()}
     # A stride, padding or dilation that is left out has as many axes as the kernel.
     for name, default in (("stride", 1), ("dilate", 1), ("pad", 0)):
