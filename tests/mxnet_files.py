@@ -123,8 +123,21 @@ class Graph:
         }
 
 
-def cgd(letters="SMG", combination="concat", p="3.0", size=5, bottleneck=True, norm=None, n_classes=None, seed=0):
-    """(graph of json, arrays) of a CGD network as narrow as it can be, on a ResNet of two stages.
+STAGES = ((8, 2), (12, 1))
+
+
+def cgd(
+    letters="SMG",
+    combination="concat",
+    p="3.0",
+    size=5,
+    bottleneck=True,
+    norm=None,
+    n_classes=None,
+    seed=0,
+    stages=STAGES,
+):
+    """(graph of json, arrays) of a CGD network on a narrow ResNet.
 
     Args:
         letters: str, of S, M and G, the descriptors in their order.
@@ -135,20 +148,24 @@ def cgd(letters="SMG", combination="concat", p="3.0", size=5, bottleneck=True, n
         norm: dict of attributes of the BatchNorms, or None for gluon's.
         n_classes: int, of the dense layer of the auxiliary loss, or None for none.
         seed: int, of the weights.
+        stages: tuple of (channels, number of blocks); each but the first one halves the image.
     """
     graph = Graph(seed)
     norm = {"eps": 1e-5, "fix_gamma": False} if norm is None else norm
     x = graph.add("null", "data")
     x = graph.relu("relu0", graph.norm("bn0", graph.convolution("conv0", x, 3, 4, 7, 2), 4, **norm))
     x = graph.add("Pooling", "pool0", x, kernel=(3, 3), stride=(2, 2), pad=(1, 1), pool_type="max")
-    x = graph.block("stage1_unit1", x, 4, 8, 1, bottleneck, norm)
-    x = graph.block("stage1_unit2", x, 8, 8, 1, bottleneck, norm)
-    x = graph.block("stage2_unit1", x, 8, 12, 2, bottleneck, norm)
+    before = 4
+    for stage, (channels, n_blocks) in enumerate(stages, 1):
+        for number in range(1, n_blocks + 1):
+            stride = 2 if stage > 1 and number == 1 else 1
+            x = graph.block(f"stage{stage}_unit{number}", x, before, channels, stride, bottleneck, norm)
+            before = channels
     parts, first = [], None
     for letter in letters:
         pooled = graph.descriptor(letter, x, p)
         first = pooled if first is None else first
-        dense = graph.dense(f"fc_{letter.lower()}", pooled, 12, size)
+        dense = graph.dense(f"fc_{letter.lower()}", pooled, before, size)
         parts.append(graph.add("L2Normalization", f"l2_{letter.lower()}", dense))
     while combination == "sum" and len(parts) > 1:
         parts[:2] = [graph.add("elemwise_add", f"sum{len(parts)}", *parts[:2])]
@@ -156,7 +173,9 @@ def cgd(letters="SMG", combination="concat", p="3.0", size=5, bottleneck=True, n
     embedding = graph.add("L2Normalization", "embedding", joined)
     heads = [[embedding, 0, 0]]
     if n_classes:
-        heads.append([graph.dense("classes", graph.add("Dropout", "drop", first, p=0.5), 12, n_classes, True), 0, 0])
+        heads.append(
+            [graph.dense("classes", graph.add("Dropout", "drop", first, p=0.5), before, n_classes, True), 0, 0]
+        )
     return graph.json(heads), graph.arrays
 
 

@@ -43,7 +43,7 @@ def network(prefix, graph):
     """What is found in a graph of JSON."""
     path = prefix.with_name("other-symbol.json")
     path.write_text(json.dumps(graph))
-    return cgd_graph.find(mxnet_symbol.read(path))
+    return cgd_graph.network_of(mxnet_symbol.read(path))
 
 
 def by_name(graph):
@@ -140,6 +140,17 @@ def test_values_are_turned_as_keras_has_them(prefix):
 # --- other ways to write the same network
 
 
+def test_a_sum_may_be_bracketed_in_any_way(prefix):
+    graph, arrays = write(prefix, combination="sum")
+    expected = mxnet_reference.embed(contents(prefix), IMAGES)
+    rewired("sum3", "l2_m", "l2_g")(graph)
+    rewired("sum2", "l2_s", "sum3")(graph)
+    mxnet_files.write_checkpoint(prefix, graph, arrays)
+    found = contents(prefix)
+    assert [branch.letter for branch in found.network.branches] == ["S", "M", "G"]
+    assert np.array_equal(mxnet_reference.embed(found, IMAGES), expected)
+
+
 def test_pooling_operators_and_flatten(prefix):
     graph, arrays = write(prefix, letters="SM")
     expected = mxnet_reference.embed(contents(prefix), IMAGES)
@@ -234,11 +245,12 @@ def rewired(name, *sources, op=None):
             changed("l2_s", mode="channel"),
             "L2Normalization of each image (mode='instance'). Found: L2Normalization 'l2_s'",
         ),
-        (changed("l2_s", eps="1e-6"), "one eps in all L2Normalizations, not [1e-10, 1e-06]. Found: L2Normalization"),
+        (changed("l2_s", eps="1e-6"), "one eps of 0 or more in all L2Normalizations, not [1e-10, 1e-06]. Found: L2"),
         (
             changed("concat", dim="0"),
             "descriptors to be concatenated along their values (dim=1). Found: Concat 'concat'",
         ),
+        (changed("fc_s", num_hidden="0"), "a dense layer of one value or more. Found: FullyConnected 'fc_s'"),
         (changed("spoc", axis="(1, 2)"), "a descriptor: the mean, the maximum or the generalised mean (GeM) over the"),
         (changed("spoc", exclude="True"), "a descriptor: the mean, the maximum or the generalised mean (GeM) over the"),
         (
@@ -325,7 +337,7 @@ def test_golden_networks_of_another_kind_are_refused():
     others = [path for path in PARAMS.glob("*-symbol.json") if "div16" not in path.name]
     for path in others:
         with pytest.raises(ValueError, match=r"^Invalid '.*-symbol\.json'\. Expected an? "):
-            cgd_graph.find(mxnet_symbol.read(path))
+            cgd_graph.network_of(mxnet_symbol.read(path))
     assert len(others) == 2
 
 
@@ -362,6 +374,13 @@ def test_a_weight_that_two_layers_share_is_refused(prefix):
     by_name(graph)["fc_m"]["inputs"][1] = [names.index("fc_s_weight"), 0, 0]
     mxnet_files.write_checkpoint(prefix, graph, arrays)
     with pytest.raises(ValueError, match=r"symbol\.json'\. Expected each variable once\. Found: 'fc_s_weight' twice$"):
+        contents(prefix)
+
+
+def test_p_below_0_is_refused(prefix):
+    graph, arrays = mxnet_files.cgd("G", p=None)
+    mxnet_files.write_checkpoint(prefix, graph, {**arrays, "arg:gem_p": np.array([-2], np.float32)})
+    with pytest.raises(ValueError, match=r"Expected GeM's p above 0 in arg:gem_p\. Found: -2\.0$"):
         contents(prefix)
 
 
@@ -465,7 +484,7 @@ def _dense(arrays, number):
 
 def _symbol_and_rows(prefix):
     symbol = mxnet_symbol.read(f"{prefix}-symbol.json")
-    return symbol, cgd_names.table(cgd_graph.find(symbol))
+    return symbol, cgd_names.table(cgd_graph.network_of(symbol))
 
 
 def test_messages_of_save_parameters(prefix):

@@ -160,8 +160,8 @@ class _Graph(typing.NamedTuple):
         return ValueError(f"Invalid {self.path!r}. Expected {expected}. Found: {layer.op} {layer.name!r}")
 
 
-def find(symbol):
-    """Find CGD's parts in a symbol, going back from its first output, the one that the original takes.
+def network_of(symbol):
+    """CGD's parts of a symbol, found going back from its first output, the one that the original takes.
 
     Args:
         symbol: mxnet_symbol.Symbol.
@@ -209,8 +209,11 @@ def _parts(graph, index):
             raise graph.unlike(index, "descriptors to be concatenated along their values (dim=1)")
         parts = [graph.skip(part) for part in layer.inputs]
     # a + b + c is (a + b) + c
-    while layer.op in _SUMS and graph.op(parts[0]) in _SUMS and len(parts) <= len(LETTERS):
-        parts[:1] = [graph.skip(part) for part in graph.layers[parts[0]].inputs]
+    while layer.op in _SUMS and len(parts) <= len(LETTERS):
+        inner = next((place for place, part in enumerate(parts) if graph.op(part) in _SUMS), None)
+        if inner is None:
+            break
+        parts[inner : inner + 1] = [graph.skip(part) for part in graph.layers[parts[inner]].inputs]
     if len(parts) > len(LETTERS):
         raise graph.unlike(index, f"at most {len(LETTERS)} descriptors to be combined")
     return ("sum" if layer.op in _SUMS else "concat"), parts
@@ -224,7 +227,7 @@ def _branch(graph, index):
         index = graph.before(index)
     if graph.op(index) == "FullyConnected":
         places["dense"] = index
-        dense = _dense(graph.layers[index])
+        dense = _dense(graph, index)
         index = graph.before(index)
     places["pooled"] = index
     while graph.op(index) == "Flatten":
@@ -291,7 +294,10 @@ def _power(graph, index):
     return None, None, None
 
 
-def _dense(layer):
+def _dense(graph, index):
+    layer = graph.layers[index]
+    if layer.attributes["num_hidden"] < 1:
+        raise graph.unlike(index, "a dense layer of one value or more")
     return Dense(layer.attributes["num_hidden"], layer.variables)
 
 
@@ -301,9 +307,9 @@ def _l2_epsilon(graph):
         if layer.attributes["mode"] != "instance":
             raise graph.unlike(index, "L2Normalization of each image (mode='instance')")
     epsilons = sorted({layer.attributes["eps"] for layer in found.values()})
-    if len(epsilons) > 1:
-        raise graph.unlike(index, f"one eps in all L2Normalizations, not {epsilons}")
-    return epsilons[0] if epsilons else 1e-10
+    if len(epsilons) > 1 or epsilons[0] < 0:
+        raise graph.unlike(index, f"one eps of 0 or more in all L2Normalizations, not {epsilons}")
+    return epsilons[0]
 
 
 def _backbone(graph, index):
@@ -424,13 +430,13 @@ def _stages(blocks):
 
 def _classifier(symbol, graph, places):
     """The dense layer outside of the descriptor that takes something of the first branch."""
-    named = {index: place for place, index in places.items() if place != "map"}
+    place_of = {index: place for place, index in places.items() if place != "map"}
     for index, node in enumerate(symbol.nodes):
-        if node.op == "FullyConnected" and index not in graph.layers:
-            layer = mxnet_symbol.layer(symbol, index)
-            (source,) = layer.inputs
-            while source not in named and symbol.nodes[source].op in (*_SAME, "Flatten"):
-                (source,) = mxnet_symbol.layer(symbol, source).inputs
-            if source in named:
-                return Classifier(_dense(layer), named[source])
+        if index not in graph.layers and node.op in ("FullyConnected", "Flatten", *_SAME):
+            graph.layers[index] = mxnet_symbol.layer(symbol, index)
+            (source,) = graph.layers[index].inputs
+            if source in place_of and node.op == "FullyConnected":
+                return Classifier(_dense(graph, index), place_of[source])
+            if source in place_of:
+                place_of[index] = place_of[source]
     return None

@@ -27,16 +27,14 @@ def pair(source, symbol, needed, shapes):
     Raises:
         ValueError: if there is not one array for each variable, or dense layers could be mistaken for each other.
     """
-    variables = [
-        node.name for node in symbol.nodes if node.op == "null" and (node.name in needed or node.name.endswith(_ROLES))
-    ]
+    variables = dict.fromkeys(node.name for node in symbol.nodes if node.op == "null")
+    variables = [variable for variable in variables if variable in needed or variable.endswith(_ROLES)]
     expected = f"an array for each of the {len(variables)} variables of {symbol.path!r}, named like them or in order"
     if len(shapes) != len(variables):
         raise ValueError(f"Invalid {source!r}. Expected {expected}. Found: {len(shapes)} arrays")
     _check_rising(source, shapes)
     pairs = _same_names(variables, shapes)
-    named = set(pairs.values())
-    left = _rising(name for name in variables if name not in pairs)
+    left = _rising(variable for variable in variables if variable not in pairs)
     named = set(pairs.values())
     words = {}
     for variable, name in zip(left, (name for name in shapes if name not in named), strict=True):

@@ -100,12 +100,12 @@ def read(files):
 
     Raises:
         ValueError: if a file is damaged, the network is no CGD on a ResNet v1, or an array is missing, of another
-            shape, or a variance below 0.
+            shape, a variance below 0 or a p of GeM that is not above 0.
         OSError: if a file cannot be read.
     """
     source = str(files.params)
     symbol = mxnet_symbol.read(files.symbol)
-    network = cgd_graph.find(symbol)
+    network = cgd_graph.network_of(symbol)
     rows = cgd_names.table(network)
     arrays = mxnet_params.read(files.params)
     names, ignored = cgd_names.match(source, symbol, rows, {name: values.shape for name, values in arrays.items()})
@@ -114,11 +114,13 @@ def read(files):
         if row.target is None:
             continue
         name = names[row.variable]
-        # Nothing else would show that a bit is wrong: the root of it is no number.
+        # Nothing else would show that such a bit is wrong.
         if row.target.endswith("moving_variance") and not (arrays[name] >= 0).all():
             raise ValueError(
                 f"Invalid {source!r}. Expected variances of 0 or more in {name}. Found: {arrays[name].min()}"
             )
+        if row.target == "head/gem_p" and not (arrays[name] > 0).all():
+            raise ValueError(f"Invalid {source!r}. Expected GeM's p above 0 in {name}. Found: {arrays[name].min()}")
         arrays[name] = cgd_names.transformed(row, arrays[name])
         targets[name] = row.target
     return Contents(network, arrays, targets, ignored)
