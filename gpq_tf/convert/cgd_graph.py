@@ -171,6 +171,11 @@ def network_of(symbol):
 
     Raises:
         ValueError: if the first output is no descriptor of CGD on a ResNet v1. The message names the layer.
+
+    Example:
+        >>> symbol = mxnet_symbol.read("CGD.CUB200.C_concat_MG.ResNet50v.dim1536-symbol.json")  # doctest: +SKIP
+        >>> [branch.letter for branch in network_of(symbol).branches]  # doctest: +SKIP
+        ['M', 'G']
     """
     graph = _Graph(symbol.path, mxnet_symbol.layers(symbol))
     output = graph.skip(symbol.heads[0][0])

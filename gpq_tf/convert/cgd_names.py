@@ -51,9 +51,14 @@ def table(network):
         network: cgd_graph.Network.
 
     Returns:
-        list of Row. Targets are backbone/LAYER/NAME with the layers conv0, norm0,
-        stage1_1_conv1, stage1_1_norm1, ..., stage1_1_shortcut_conv, stage1_1_shortcut_norm, and head/fc_S/kernel,
-        head/fc_M/..., head/fc_G/..., head/gem_p, head/classifier/....
+        list of Row. Targets are backbone/LAYER/NAME with the layers conv0, norm0, stage1_1_conv1, stage1_1_norm1, ...,
+        stage1_1_shortcut_conv, stage1_1_shortcut_norm (stage, block and convolution from 1), and head/fc_S/NAME,
+        head/fc_M/NAME, head/fc_G/NAME, head/gem_p, head/classifier/NAME.
+
+    Example:
+        >>> table(cgd_graph.network_of(symbol))[0]  # doctest: +SKIP
+        Row(variable='conv0_weight', target='backbone/conv0/kernel', transform='OIHW to HWIO', shape=(64, 3, 7, 7),
+            remark='')
     """
     rows, before = _unit_rows("backbone/", "conv0", "norm0", network.stem, 3), network.stem.channels
     for stage, blocks in enumerate(network.stages, 1):
@@ -109,6 +114,12 @@ def match(source, symbol, rows, shapes):
 
     Raises:
         ValueError: if a variable is missing, of another shape, or cannot be told from others.
+
+    Example:
+        >>> from gpq_tf.convert.mxnet_symbol import Symbol
+        >>> row = Row("fc_weight", "head/fc_S/kernel", "transposed", (2, 3), "")
+        >>> match("some.params", Symbol("some-symbol.json", (), ()), [row], {"arg:fc_weight": (2, 3), "arg:x": (1,)})
+        ({'fc_weight': 'arg:fc_weight'}, {'arg:x': 'no variable of the symbol'})
     """
     names = {}
     for name in shapes:

@@ -26,6 +26,13 @@ def pair(source, symbol, needed, shapes):
 
     Raises:
         ValueError: if there is not one array for each variable, or dense layers could be mistaken for each other.
+
+    Example:
+        >>> from gpq_tf.convert.mxnet_symbol import Node, Symbol
+        >>> nodes = Node("null", "net0_dense0_weight", {}, ()), Node("null", "net0_dense0_bias", {}, ())
+        >>> symbol = Symbol("some-symbol.json", nodes, ((1, 0),))
+        >>> pair("some.params", symbol, set(), {"output.weight": (3, 2), "output.bias": (3,)})
+        {'net0_dense0_weight': 'output.weight', 'net0_dense0_bias': 'output.bias'}
     """
     variables = dict.fromkeys(node.name for node in symbol.nodes if node.op == "null")
     variables = [variable for variable in variables if variable in needed or variable.endswith(_ROLES)]

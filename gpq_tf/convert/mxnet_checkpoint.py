@@ -102,6 +102,11 @@ def read(files):
         ValueError: if a file is damaged, the network is no CGD on a ResNet v1, or an array is missing, of another
             shape, a variance below 0 or a p of GeM that is not above 0.
         OSError: if a file cannot be read.
+
+    Example:
+        >>> contents = read(find("checkpoints/CGD.CUB200.C_concat_MG.ResNet50v.dim1536"))  # doctest: +SKIP
+        >>> contents.targets["arg:fc_m_weight"]  # doctest: +SKIP
+        'head/fc_M/kernel'
     """
     source = str(files.params)
     symbol = mxnet_symbol.read(files.symbol)

@@ -82,6 +82,12 @@ def read(path):
     Raises:
         OSError: if the file cannot be read.
         ValueError: if it is no symbol.json, or not a whole one.
+
+    Example:
+        >>> nodes = [{"op": "null", "name": "x", "inputs": []}, {"op": "relu", "name": "y", "inputs": [[0, 0, 0]]}]
+        >>> _ = Path("/tmp/gpq_tf_doctest-symbol.json").write_text(json.dumps({"nodes": nodes, "heads": [[1, 0, 0]]}))
+        >>> read("/tmp/gpq_tf_doctest-symbol.json").nodes[1]
+        Node(op='relu', name='y', attributes={}, inputs=((0, 0),))
     """
     path = Path(path)
     try:
@@ -105,6 +111,11 @@ def layers(symbol, head=0):
 
     Raises:
         ValueError: if there is an operator that no network of CGD has, or a wrong attribute.
+
+    Example:
+        >>> nodes = Node("null", "x", {}, ()), Node("L2Normalization", "y", {"mode": "channel"}, ((0, 0),))
+        >>> layers(Symbol("some-symbol.json", nodes, ((1, 0),)))[1].attributes
+        {'eps': 1e-10, 'mode': 'channel'}
     """
     if not 0 <= head < len(symbol.heads):
         raise ValueError(f"Invalid {symbol.path!r}. Expected more than {head} outputs. Found: {len(symbol.heads)}")
@@ -133,6 +144,11 @@ def layer(symbol, index):
 
     Raises:
         ValueError: as `layers`.
+
+    Example:
+        >>> nodes = Node("null", "x", {}, ()), Node("max", "y", {"axis": "(2, 3)"}, ((0, 0),))
+        >>> layer(Symbol("some-symbol.json", nodes, ((1, 0),)), 1).attributes["axis"]
+        (2, 3)
     """
     node = symbol.nodes[index]
     op = _NEWER_NAMES.get(node.op, node.op)
