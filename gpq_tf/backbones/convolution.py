@@ -9,7 +9,7 @@ SMALL_IMAGE = 16
 
 @keras.saving.register_keras_serializable("gpq_tf")
 class Conv2D(keras.layers.Conv2D):
-    """keras.layers.Conv2D by `convolve`: kernels of 1x1 or 3x3, as many zeros on every side as keep the size.
+    """keras.layers.Conv2D by `convolve`: an odd kernel, as many zeros on every side as keep the size.
 
     With a stride above 1 Keras's own padding "same" is another, which begins with the image where it can.
 
@@ -17,7 +17,7 @@ class Conv2D(keras.layers.Conv2D):
 
     Args:
         filters: int.
-        kernel_size: int, 1 or 3.
+        kernel_size: int, odd.
         **kwargs: those of keras.layers.Conv2D, but for the padding.
     """
 
@@ -50,7 +50,7 @@ class Conv2D(keras.layers.Conv2D):
 
 
 def convolve(x, kernel, stride=1):
-    """Convolve with a kernel of 1x1 or 3x3 and (kernel size - 1) / 2 zeros on every side of the image.
+    """Convolve with a square kernel of odd size, and (size - 1) / 2 zeros on every side of the image.
 
     In images of at most 4x4 pixels a third of a 3x3 kernel's products are with those zeros, and the backend's kernels
     are at their worst. There each output pixel is one matrix product of the window around it with the part of the
@@ -58,7 +58,7 @@ def convolve(x, kernel, stride=1):
 
     Args:
         x: float (B, H, W, channels).
-        kernel: float (1, 1, channels, filters) or (3, 3, channels, filters), in the dtype of `x`.
+        kernel: float (size, size, channels, filters), in the dtype of `x`.
         stride: int, pixels from one output to the next, in both directions.
 
     Returns:
@@ -71,8 +71,9 @@ def convolve(x, kernel, stride=1):
     _, height, width, _ = x.shape
     if kernel.shape[0] == 1:
         return ops.conv(x if stride == 1 else x[:, ::stride, ::stride], kernel)
-    if stride > 1:
-        return ops.conv(ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), kernel, stride)
+    if stride > 1 or kernel.shape[0] > 3:
+        rim = (kernel.shape[0] // 2, kernel.shape[0] // 2)
+        return ops.conv(ops.pad(x, ((0, 0), rim, rim, (0, 0))), kernel, stride)
     if height and width and height * width <= SMALL_IMAGE:
         return _convolve_small(x, kernel)
     return ops.conv(x, kernel, padding="same")
