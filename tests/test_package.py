@@ -26,6 +26,7 @@ ORDER = [
     "backbones",
     "quantizer",
     "losses",
+    "descriptors",
     "optimizers",
     "heads",
     "model_file",
