@@ -18,12 +18,14 @@ class RetrievalModel(keras.Model):
     """From uint8 images to descriptors and compact codes.
 
     Args:
-        head: str, "gpq" or "spq".
+        head: str, "gpq", "spq" or "cgd". What else there is depends on it; of the first two:
         n_book: int M, codebooks; 12 for gpq, 8 for spq.
         bn_word: int, bits a book, 4; K = 2 ** bn_word codewords.
         len_code: int d, length of a codeword, 12 for gpq, 16 for spq; D = M * d.
         n_classes: int C, class prototypes (gpq only, used in training only), 10.
         width_multiplier: float, scales every channel count of the backbone, 1.
+
+        Those of cgd are `layout`, see gpq_tf.backbones.resnet_v1, and those of gpq_tf.heads.cgd.CGDHead. And of all:
         legacy: bool, behave as the original does where it is at fault (docs/legacy.md), False.
         seed: int, of the initial values, 0.
 
@@ -56,17 +58,22 @@ class RetrievalModel(keras.Model):
 
     @property
     def head_name(self):
-        """str, "gpq" or "spq"."""
+        """str, "gpq", "spq" or "cgd"."""
         return self.head.head_name
 
     @property
     def search_metric(self):
-        """str, the metric of a PQIndex for this model: "inner_product" (gpq), "l2" (spq)."""
+        """str, the metric of a PQIndex for this model: "inner_product" (gpq, cgd), "l2" (spq)."""
         return self.head.search_metric
 
     @property
     def codebook(self):
-        """numpy float32 (M, K, d), as the search uses it: gpq's codewords have unit length, but for legacy."""
+        """numpy float32 (M, K, d), as the search uses it: gpq's codewords have unit length, but for legacy.
+
+        Raises:
+            ValueError: if the model has no codebook (cgd).
+        """
+        self._check_codebook()
         return self.head.search_codebook()
 
     def preprocess(self, images):
@@ -88,12 +95,12 @@ class RetrievalModel(keras.Model):
             progress: callable that wraps the iterable of batches, such as tqdm.tqdm, or None.
 
         Returns:
-            numpy float32 (N, D); gpq: sub-vectors of unit length (raw with legacy).
+            numpy float32 (N, D); gpq: sub-vectors of unit length (raw with legacy), cgd: of unit length.
 
         Raises:
             ValueError: if `images` has another shape or dtype.
         """
-        width = self.architecture["n_book"] * self.architecture["len_code"]
+        width = self._recipe.descriptor_size(self.architecture)
         return self._in_batches(self._embed, images, progress, width, "float32")
 
     def encode(self, images, progress=None):
@@ -107,11 +114,19 @@ class RetrievalModel(keras.Model):
             numpy (N, M) in the smallest unsigned type that holds K - 1.
 
         Raises:
-            ValueError: if `images` has another shape or dtype.
+            ValueError: if `images` has another shape or dtype, or the model has no codebook (cgd).
         """
+        self._check_codebook()
         dtype = np.min_scalar_type(2 ** self.architecture["bn_word"] - 1)
         n_book = self.architecture["n_book"]
         return self._in_batches(lambda batch: self.head.encode(self._describe(batch)), images, progress, n_book, dtype)
+
+    def _check_codebook(self):
+        if "n_book" not in self.architecture:
+            raise ValueError(
+                f"Invalid model. Expected one with a codebook, such as gpq or spq. Received: {self.head_name}, whose "
+                "descriptors are not quantized"
+            )
 
     def _in_batches(self, function, images, progress, width, dtype):
         _check_images(images, self._recipe.SMALLEST_SIDE)

@@ -4,12 +4,33 @@ import keras
 from keras import ops
 
 from gpq_tf import losses
+from gpq_tf.backbones import resnet_v1
 from gpq_tf.descriptors import gem, mac, spoc
+from gpq_tf.heads import arguments
 from gpq_tf.ops import l2_normalize_added
 
 LETTERS = "SMG"
 COMBINATIONS = ("concat", "sum")
 CLASSIFIER_PLACES = ("pooled", "dense", "normalized")
+
+# Of CGDHead, and `layout`, which describes the backbone (gpq_tf.backbones.resnet_v1).
+ARGUMENTS = {
+    "layout": arguments.Argument(resnet_v1.RESNET50, resnet_v1.is_layout, "a description of ResNet v1"),
+    "descriptors": arguments.Argument("SMG", lambda value: _are_letters(value), "distinct letters of S, M and G"),
+    "n_dim": arguments.integer(1536, 0, 2**20),
+    "combination": arguments.choice("concat", COMBINATIONS),
+    "gem_p": arguments.number(3.0, 1000),
+    "learn_p": arguments.boolean(True),
+    "n_classes": arguments.integer(0, 0, 1_000_000),
+    "use_bias": arguments.boolean(False),
+    "gem_floor": arguments.number(1e-6, 1, above_0=False),
+    "l2_epsilon": arguments.number(1e-10, 1, above_0=False),
+    "normalize_branches": arguments.boolean(True),
+    "normalize_combined": arguments.boolean(True),
+    "classifier_place": arguments.choice("pooled", CLASSIFIER_PLACES),
+}
+SMALLEST_SIDE = 1
+preprocess = resnet_v1.preprocess
 
 
 @keras.saving.register_keras_serializable("gpq_tf")
@@ -182,9 +203,51 @@ class CGDHead(keras.layers.Layer):
         return spoc(features) if letter == "S" else mac(features)
 
 
-def _check_letters(descriptors):
+def build(architecture, dtype):
+    """Backbone and head of a network, built.
+
+    Args:
+        architecture: dict, see `heads.complete`.
+        dtype: dtype policy.
+
+    Returns:
+        (ResNetV1, CGDHead).
+
+    Raises:
+        ValueError: if the descriptors do not divide n_dim.
+    """
+    own = {name: value for name, value in architecture.items() if name in ARGUMENTS and name != "layout"}
+    backbone = resnet_v1.ResNetV1(architecture["layout"], architecture["seed"], dtype=dtype, name="backbone")
+    head = CGDHead(**own, seed=architecture["seed"] + 100_000, dtype=dtype, name="head")
+    # A model that loads weights must have its variables, whatever image sizes it will see.
+    backbone.build((None, None, None, 3))
+    head.build((None, None, None, resnet_v1.feature_size(architecture["layout"])))
+    return backbone, head
+
+
+def descriptor_size(architecture):
+    """int D."""
+    n_feature, n_part = resnet_v1.feature_size(architecture["layout"]), len(architecture["descriptors"])
+    return architecture["n_dim"] or n_feature * (n_part if architecture["combination"] == "concat" else 1)
+
+
+def kernel_size(architecture):
+    """Number of values in all kernels."""
+    n_feature, n_part = resnet_v1.feature_size(architecture["layout"]), len(architecture["descriptors"])
+    n_dense = architecture["n_dim"] * (n_part if architecture["combination"] == "sum" else 1)
+    n_first = n_feature
+    if architecture["classifier_place"] != "pooled" and n_dense:
+        n_first = n_dense // n_part
+    return resnet_v1.kernel_size(architecture["layout"]) + n_feature * n_dense + n_first * architecture["n_classes"]
+
+
+def _are_letters(descriptors):
     is_text = isinstance(descriptors, str) and descriptors
-    if not is_text or set(descriptors) - set(LETTERS) or len(set(descriptors)) < len(descriptors):
+    return bool(is_text) and set(descriptors) <= set(LETTERS) and len(set(descriptors)) == len(descriptors)
+
+
+def _check_letters(descriptors):
+    if not _are_letters(descriptors):
         raise ValueError(
             "Invalid descriptors. Expected distinct letters of S (SPoC), M (MAC) and G (GeM), such as 'SMG'. "
             f"Received: descriptors={descriptors!r}"
