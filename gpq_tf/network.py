@@ -49,6 +49,7 @@ class RetrievalModel(keras.Model):
         super().__init__(name="retrieval_model", dtype=dtype)
         self.architecture = architecture
         self.record = {}
+        self.source = None
         self.training_state = None
         self._recipe = heads.recipe(head)
         self.backbone, self.head = self._recipe.build(architecture, self.dtype_policy)
@@ -178,7 +179,8 @@ def load_model(path_or_name, legacy=None, precision="float32"):
             float32 in any case.
 
     Returns:
-        RetrievalModel. `model.record` is what was saved about its making (dict).
+        RetrievalModel. `model.record` is what was saved about its making (dict), `model.source` its name and a sha256
+        of architecture and weights, which a PQIndex keeps with its codes.
 
     Raises:
         ValueError: if there is no such file or name, or the file is not a whole model.
@@ -189,13 +191,12 @@ def load_model(path_or_name, legacy=None, precision="float32"):
     """
     if legacy not in (None, True, False):
         raise ValueError(f"Invalid legacy. Expected True, False or None. Received: legacy={legacy!r}")
-    path = find_model(path_or_name)
-    architecture, record = model_file.read_description(path)
-    if legacy is not None:
-        architecture["legacy"] = bool(legacy)
+    file = model_file.read(find_model(path_or_name))
+    architecture = file.architecture if legacy is None else {**file.architecture, "legacy": bool(legacy)}
     model = RetrievalModel(**architecture, dtype=precision)
-    model_file.read_weights(model, path)
-    model.record = record
+    model_file.load_weights(model, file)
+    model.record = file.record
+    model.source = {"name": str(path_or_name), "sha256": model_file.fingerprint(file, architecture)}
     return model
 
 
@@ -211,7 +212,7 @@ def in_precision(model, precision):
     other = RetrievalModel(**model.architecture, dtype=precision)
     for old, new in zip(model.weights, other.weights, strict=True):
         new.assign(old)
-    other.record = model.record
+    other.record, other.source = model.record, model.source
     return other
 
 

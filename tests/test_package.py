@@ -43,6 +43,7 @@ ORDER = [
     "saves",
     "trainer",
     "demo",
+    "cgd_command",
     "__main__",
     "app",
 ]
