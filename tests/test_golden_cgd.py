@@ -166,6 +166,18 @@ def test_combined_descriptors_and_their_gradients(recorded):
             assert_slope(slope, recorded[f"{prefix}/gp"], plain, 3.0, recorded[f"{prefix}/cot"])
 
 
+def test_a_checkpoints_head_makes_its_embeddings_of_its_feature_map():
+    recorded, weights = load("params/output.npz", CGD), load("params/values.npz", CGD)
+    feature_map = recorded["internal/featmap_output"].transpose(0, 2, 3, 1)
+    head = CGDHead("SMG", n_dim=recorded["embedding"].shape[1], learn_p=False)
+    head.build(feature_map.shape)
+    for name, letter in LETTER.items():
+        head.dense[letter].kernel.assign(weights[f"arg:fc_{name.lower()}_weight"].T)
+    assert worst(head(feature_map), recorded["embedding"]) < VALUE
+    for name, pool in {"spoc": spoc, "mac": mac, "_powerscalar1": lambda x: gem(x, 3.0)}.items():
+        assert worst(pool(feature_map), recorded[f"internal/{name}_output"]) < VALUE
+
+
 @pytest.mark.parametrize(("distance", "squared"), [("euclidean", False), ("squared", True)])
 def test_triplets_and_their_gradients(recorded, distance, squared):
     margin = float(recorded["triplet_margin"])
