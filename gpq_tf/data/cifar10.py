@@ -1,13 +1,11 @@
 """CIFAR-10 from whichever of three places holds it, in the original's order, split as GPQ or as SPQ splits it."""
 
-import contextlib
-import os
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
-from gpq_tf.data import jpegs, pickles, protocol
+from gpq_tf.data import jpegs, pickles, protocol, tfds_files
 from gpq_tf.settings import DATASETS
 
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
@@ -65,7 +63,7 @@ def _first_present(data_dir, download):
     # One file of the seven is enough to mean the folder: an incomplete one must never turn into the sample.
     if any((Path(data_dir) / name).exists() for name in LAYOUT):
         return "cifar10_folder"
-    if download or _prepared(data_dir):
+    if download or tfds_files.prepared("cifar10", data_dir):
         return "cifar10_tfds"
     return "cifar10_sample"
 
@@ -130,38 +128,10 @@ def _read_sample(data_dir):
     return images, labels, class_names, source, in_test
 
 
-def _tfds_folders(data_dir):
-    """Where tensorflow-datasets may have been told to keep its data."""
-    places = [data_dir, os.environ.get("TFDS_DATA_DIR")]
-    with contextlib.suppress(RuntimeError):  # a user without a home
-        places.append(Path.home() / "tensorflow_datasets")
-    return [Path(place) for place in places if place]
-
-
-def _prepared(data_dir):
-    """Folder of the newest prepared version in the first place that has one, or None.
-
-    Looked up in the file system: importing tensorflow_datasets takes seconds.
-    """
-    for folder in _tfds_folders(data_dir):
-        versions = {}
-        try:
-            found = list(folder.glob("cifar10/*.*.*/dataset_info.json"))
-        except PermissionError:  # another user's home
-            continue
-        for info in found:
-            parts = info.parent.name.split(".")
-            if all(part.isdecimal() for part in parts):
-                versions[tuple(map(int, parts))] = info.parent
-        if versions:
-            return versions[max(versions)]
-    return None
-
-
 def _read_tfds(data_dir, download):
-    folder = _prepared(data_dir)
+    folder = tfds_files.prepared("cifar10", data_dir)
     if folder is None and not download:
-        places = ", ".join(map(str, _tfds_folders(data_dir)))
+        places = ", ".join(map(str, tfds_files.places(data_dir)))
         raise ValueError(
             f"Invalid dataset 'cifar10_tfds'. Expected a prepared cifar10 in one of {places}. Found none. "
             f"Add --download=True to fetch it into {data_dir} (170 MB, once)."
