@@ -42,6 +42,7 @@ ORDER = [
     "saves",
     "trainer",
     "demo",
+    "spq_command",
     "__main__",
     "app",
 ]
