@@ -8,14 +8,17 @@ import traceback
 
 USAGE = """usage: gpq-tf COMMAND [arguments] [--setting=value ...]
 
-  demo                     print the mAP of a model on CIFAR-10, save ranked-list pictures
+  demo                     print the mAP of a model on CIFAR-10, save ranked-list pictures; with --query_image=PHOTO
+                           show the ten images nearest to any image file
   train                    train a model, save it every 20 epochs
-  convert SRC DST          weights of the originals (TF1 checkpoint prefix, ImageNet_pretrained.mat, SPQ's .pth) to a
-                           .keras file; a model of the head spq to a .pth that the original loads
+  spq                      train SPQ, with the arguments of the original's main_SPQ.py: gpq-tf spq --help
+  convert SRC DST          weights of the originals (TF1 checkpoint prefix, ImageNet_pretrained.mat, SPQ's .pth, prefix
+                           of CGD's) to a .keras file; a model of the head spq to a .pth that the original loads
   evaluate MODEL [IMAGES]  print the mAP of a model on CIFAR-10 (IMAGES: the folder of its python version)
   cgd --pretrained-model=PREFIX ...   print Recall@k of a CGD model, with the original's arguments; cgd --help
 
 Settings come from config.py in the current folder, then from --setting=value. --debug shows tracebacks.
+--dataset=image_folders --data_dir=DIR takes your own images, a folder a class, in place of CIFAR-10.
 """
 
 
@@ -59,15 +62,33 @@ def demo(arguments):
 
 
 def train(arguments):
-    settings = _settings(arguments)
+    _train(_settings(arguments))
+
+
+def spq(arguments):
+    from gpq_tf import spq_command
+
+    if {"-h", "--help"} & set(arguments):
+        print(spq_command.usage(), end="")
+        return
+    settings, devices = spq_command.read(arguments)
+    # The backend looks at it once, when it is imported.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0") if devices is None else devices
+    _train(settings, spq_command.headline)
+
+
+def _train(settings, headline=None):
     _import_tensorflow_quietly()
     from gpq_tf import data, heads, trainer
     from gpq_tf import settings as settings_module
 
     if settings.resume:
         settings = trainer.settings_of_resumed(settings)
-    _report(settings_module.describe(settings))
+    if headline:
+        _report(headline(settings))
     images = data.load_for(settings, heads.recipe(settings.head).PROTOCOL)
+    settings = trainer.settings_of_data(settings, images)
+    _report(settings_module.describe(settings))
     _report(images.source)
     _, path = trainer.train(settings, images, _report, _bar)
     _report(f"done: {path}")
@@ -116,8 +137,15 @@ def cgd(arguments):
     cgd_command.run(options, _report, _batches)
 
 
-COMMANDS = {"demo": demo, "train": train, "convert": convert, "evaluate": evaluate, "cgd": cgd}
-HELPFUL = ("cgd",)
+COMMANDS = {
+    "demo": demo,
+    "train": train,
+    "spq": spq,
+    "cgd": cgd,
+    "convert": convert,
+    "evaluate": evaluate,
+}
+HELPFUL = ("spq", "cgd")
 
 
 def _settings(arguments):

@@ -61,6 +61,7 @@ def train(settings, data, report=None, progress=None):
     report = report or (lambda line: None)
     if settings.resume:
         settings = settings_of_resumed(settings)
+    settings = settings_of_data(settings, data)
     _check(settings, data)
     if settings.tensorboard:
         curves.check_installed()
@@ -222,7 +223,22 @@ def settings_of_resumed(settings):
     settings_module.check_fixed(settings, fixed, settings.resume)
     before = settings_module.from_dict(record["settings"], settings.resume) if "settings" in record else settings
     given = {name: getattr(settings, name) for name in settings.given}
-    return before.completed({"legacy": architecture["legacy"], **given, **fixed}, settings.given)
+    return before.completed({"legacy": architecture["legacy"], **given, **fixed}, settings.given | set(fixed))
+
+
+def settings_of_data(settings, data):
+    """The settings with what the data tell: n_CLASSES, where it was not given.
+
+    Args:
+        settings: gpq_tf.settings.Settings.
+        data: gpq_tf.data.RetrievalData.
+
+    Returns:
+        gpq_tf.settings.Settings.
+    """
+    if "n_CLASSES" in settings.given:
+        return settings
+    return settings.completed({"n_CLASSES": len(data.class_names)})
 
 
 def subset(data):
@@ -237,8 +253,7 @@ def subset(data):
 
 def _check(settings, data):
     check_image_size(settings, data)
-    # Labels that training does not see may be of any number of classes.
-    if settings.head == "gpq" and len(data.class_names) != settings.n_CLASSES:
+    if len(data.class_names) != settings.n_CLASSES:
         raise ValueError(
             f"Invalid n_CLASSES. Expected the data's, {len(data.class_names)}. Received: n_CLASSES={settings.n_CLASSES}"
         )

@@ -44,6 +44,7 @@ ORDER = [
     "trainer",
     "demo",
     "cgd_command",
+    "spq_command",
     "__main__",
     "app",
 ]
