@@ -12,9 +12,10 @@ USAGE = """usage: gpq-tf COMMAND [arguments] [--setting=value ...]
                            show the ten images nearest to any image file
   train                    train a model, save it every 20 epochs
   spq                      train SPQ, with the arguments of the original's main_SPQ.py: gpq-tf spq --help
-  convert SRC DST          weights of the originals (TF1 checkpoint prefix, ImageNet_pretrained.mat, SPQ's .pth) to a
-                           .keras file; a model of the head spq to a .pth that the original loads
+  convert SRC DST          weights of the originals (TF1 checkpoint prefix, ImageNet_pretrained.mat, SPQ's .pth, prefix
+                           of CGD's) to a .keras file; a model of the head spq to a .pth that the original loads
   evaluate MODEL [IMAGES]  print the mAP of a model on CIFAR-10 (IMAGES: the folder of its python version)
+  cgd --pretrained-model=PREFIX ...   print Recall@k of a CGD model, with the original's arguments; cgd --help
 
 Settings come from config.py in the current folder, then from --setting=value. --debug shows tracebacks.
 --dataset=image_folders --data_dir=DIR takes your own images, a folder a class, in place of CIFAR-10.
@@ -33,8 +34,9 @@ def main(arguments=None):
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    wants_help = not arguments or arguments[0] == "help" or {"-h", "--help"} & set(arguments)
-    if wants_help and arguments[:1] != ["spq"]:  # which has a text of its own
+    # A command with many arguments of its own explains them itself.
+    asks = {"-h", "--help"} & set(arguments) and arguments[0] not in HELPFUL
+    if not arguments or arguments[0] == "help" or asks:
         print(USAGE, end="")
         return 0 if arguments else 2
     command, *rest = arguments
@@ -126,7 +128,24 @@ def evaluate(arguments):
     demo.run(settings, _report, _batches, pictures=False)
 
 
-COMMANDS = {"demo": demo, "train": train, "spq": spq, "convert": convert, "evaluate": evaluate}
+def cgd(arguments):
+    from gpq_tf import cgd_command
+
+    options = cgd_command.parse(arguments)
+    cgd_command.hide_other_gpus(options)
+    _import_tensorflow_quietly()
+    cgd_command.run(options, _report, _batches)
+
+
+COMMANDS = {
+    "demo": demo,
+    "train": train,
+    "spq": spq,
+    "cgd": cgd,
+    "convert": convert,
+    "evaluate": evaluate,
+}
+HELPFUL = ("spq", "cgd")
 
 
 def _settings(arguments):
@@ -148,10 +167,10 @@ def _report(line):
     print(line, flush=True)
 
 
-def _batches(batches, what):
+def _batches(batches, what, total=None):
     from tqdm import tqdm
 
-    return tqdm(batches, desc=what, unit="batch", disable=None, leave=False)
+    return tqdm(batches, desc=what, total=total, unit="batch", disable=None, leave=False)
 
 
 def _bar(total, unit):

@@ -41,6 +41,11 @@ def run(settings, report=None, progress=None, pictures=True):
     if pictures and not os.access(".", os.W_OK):  # better now than after all has been encoded
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(Path(f"{RESULT}.json").absolute()))
     model, name, notes = open_model(settings)
+    if model.head_name == "cgd":
+        raise ValueError(
+            f"Invalid model {name!r}. Expected one of the heads gpq or spq. Received: cgd; "
+            "`gpq-tf cgd --pretrained-model=...` prints its Recall@k"
+        )
     # What is printed and saved is what is in force: where nothing else was given, the model's own sizes.
     fixed = settings_module.fixed_by(model.architecture)
     own = {**fixed, "legacy": model.architecture["legacy"], **_size_of_training(model, name)}

@@ -231,7 +231,8 @@ def architecture_of(settings):
 
 def fixed_by(architecture):
     """What a model fixes, under the settings' names: a dict, from the dict of RetrievalModel's arguments."""
-    return {name: architecture[argument] for name, argument in _fixed_names(architecture["head"]).items()}
+    names = _fixed_names(architecture["head"])
+    return {name: architecture[argument] for name, argument in names.items() if argument in architecture}
 
 
 def _fixed_names(head):

@@ -14,11 +14,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from gpq_tf import convert, curves, heads, metrics, retrieval, training_state
+from gpq_tf import convert, curves, heads, metrics, model_file, retrieval, training_state
 from gpq_tf import settings as settings_module
 from gpq_tf.convert import mat
 from gpq_tf.data import RetrievalData, check_image_size
-from gpq_tf.model_file import read_description, read_training_state
 from gpq_tf.network import RetrievalModel, find_model, load_model
 from gpq_tf.saves import Saves
 from gpq_tf.train_step import make_step
@@ -219,7 +218,7 @@ def settings_of_resumed(settings):
     Raises:
         ValueError: if there is no such model, or what is given contradicts its architecture.
     """
-    architecture, record = read_description(find_model(settings.resume))
+    _, architecture, record, *_ = model_file.read(find_model(settings.resume))
     fixed = settings_module.fixed_by(architecture)
     settings_module.check_fixed(settings, fixed, settings.resume)
     before = settings_module.from_dict(record["settings"], settings.resume) if "settings" in record else settings
@@ -263,7 +262,7 @@ def _check(settings, data):
 def _resumed(settings, optimizer, total, fingerprint):
     """(model, line, steps done) of the run that settings.resume continues; the optimiser is filled."""
     model = load_model(settings.resume, settings.legacy, settings.precision)
-    state = read_training_state(find_model(settings.resume))
+    state = model_file.training_state(model_file.read(find_model(settings.resume)))
     if state is None:
         raise ValueError(
             f"Invalid resume {settings.resume!r}. Expected a model that train.py saved, or a converted checkpoint of "

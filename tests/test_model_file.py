@@ -88,7 +88,8 @@ def test_everything_comes_back(model, whole):
     assert same_weights(loaded, model)
     assert loaded.architecture == model.architecture == {**SIZES, "head": "gpq", "legacy": False, "seed": 5}
     assert loaded.record == model.record
-    assert model_file.read_description(whole) == (model.architecture, model.record)
+    file = model_file.read(whole)
+    assert (file.architecture, file.record) == (model.architecture, model.record)
 
 
 def test_float16_rounds_matrices_and_halves_the_file(tmp_path):
@@ -212,7 +213,7 @@ def test_a_folder_and_an_absent_file_are_refused(tmp_path):
         with pytest.raises(ValueError, match=f"Invalid model. .* Received: '{tmp_path}/{name}'"):
             load_model(tmp_path / name)
         with pytest.raises(ValueError, match=f"Invalid model file '{tmp_path}/{name}'. Expected a whole .keras"):
-            model_file.read_description(tmp_path / name)
+            model_file.read(tmp_path / name)
 
 
 def test_other_archives_are_refused(path, model):
@@ -471,7 +472,7 @@ def test_flipped_bits_under_a_right_checksum_are_refused_or_change_numbers_only(
         damaged[rng.integers(len(weights))] ^= 1 << rng.integers(8)
         forged(path, whole, **{"model.weights.h5": bytes(damaged)})
         try:
-            model_file.read_weights(target, path)
+            model_file.load_weights(target, model_file.read(path))
         except ValueError as error:
             assert str(error).startswith(f"Invalid model file {str(path)!r}. Expected weights")
             n_refused += 1

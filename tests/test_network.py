@@ -185,7 +185,7 @@ def test_the_head_is_named(model):
             "Invalid width_multiplier. Expected a number above 0, at most 8. Received: width_multiplier=0",
         ),
         ({"legacy": 1}, "Invalid legacy. Expected True or False. Received: legacy=1"),
-        ({"head": "vgg"}, "Invalid head. Expected one of gpq, spq. Received: head='vgg'"),
+        ({"head": "vgg"}, "Invalid head. Expected one of gpq, spq, cgd. Received: head='vgg'"),
     ],
 )
 def test_sizes_out_of_range_are_refused(changes, message):

@@ -7,8 +7,8 @@ normalisations; so the description says it, layer by layer. It is plain JSON:
     BLOCK = {"units": [UNIT, ...], "shortcut": UNIT or None}
     UNIT = [channels, kernel, stride, has_bias, epsilon, momentum]
 
-A unit is a convolution and its batch normalisation; the image is surrounded by kernel // 2 zeros. ReLUs follow the stem,
-all units of a block but the last, and the sum of a block's units and its shortcut.
+A unit is a convolution and its batch normalisation; the image is surrounded by kernel // 2 zeros. ReLUs follow the
+stem, all units of a block but the last, and the sum of a block's units and its shortcut.
 """
 
 import math
@@ -24,6 +24,39 @@ CHANNEL_MEAN = (0.485, 0.456, 0.406)
 CHANNEL_DEVIATION = (0.229, 0.224, 0.225)
 _LARGEST = {"channels": 65_536, "kernel": 31, "stride": 8}
 _MOST_UNITS = 2_000
+
+
+def bottlenecks(width=64, blocks=(3, 4, 6, 3), strides=(1, 2, 2, 1)):
+    """The description of a ResNet v1 of bottleneck blocks.
+
+    Args:
+        width: int, channels of the stem; a stage has 1, 2, 4 and 8 times as many, and 4 times those come out.
+        blocks: ints, blocks of each stage.
+        strides: ints, of each stage, in its first 3x3 convolution. CGD (arXiv 1903.10663, section 3.1) takes that of
+            the last stage away: a map of 14x14 places for images of 224x224 pixels.
+
+    Returns:
+        dict.
+
+    Example:
+        >>> len(bottlenecks()["stages"]), feature_size(bottlenecks())
+        (4, 2048)
+    """
+
+    def unit(channels, kernel, stride=1):
+        return [channels, kernel, stride, False, 1e-5, 0.9]
+
+    stages, before = [], width
+    for stage, (n_block, stride) in enumerate(zip(blocks, strides, strict=True)):
+        inside, outside, stage_blocks = width * 2**stage, 4 * width * 2**stage, []
+        for number in range(n_block):
+            step = stride if number == 0 else 1
+            shortcut = unit(outside, 1, step) if before != outside or step > 1 else None
+            units = [unit(inside, 1), unit(inside, 3, step), unit(outside, 1)]
+            stage_blocks.append({"units": units, "shortcut": shortcut})
+            before = outside
+        stages.append(stage_blocks)
+    return {"stem": unit(width, 7, 2), "pool": [3, 2, 1], "stages": stages}
 
 
 def preprocess(images):
@@ -119,6 +152,10 @@ def _is_unit(unit):
 
 def _is_count(value, high, low=1):
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+# The backbone of CGD's paper.
+RESNET50 = bottlenecks()
 
 
 @keras.saving.register_keras_serializable("gpq_tf")
