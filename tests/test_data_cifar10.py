@@ -63,6 +63,27 @@ def test_reads_the_originals_layout(folder, dataset):
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar10_folder"])
+def test_reads_the_folder_that_the_archive_unpacks_to(folder, tmp_path, dataset):
+    (tmp_path / "data").mkdir()
+    unpacked = folder.rename(tmp_path / "data" / "cifar-10-batches-py")
+    data = gpq_data.load(dataset, tmp_path / "data")
+    check(data)
+    assert data.source == f"CIFAR-10, 600 images from {unpacked} (original layout)"
+    (unpacked / "test_batch").unlink()
+    with pytest.raises(ValueError, match=rf"{unpacked}\. Expected the files of .* Missing: test_batch$"):
+        gpq_data.load(dataset, tmp_path / "data")
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar10_folder"])
+def test_the_files_of_the_folder_itself_come_first(folder, dataset):
+    (folder / "cifar-10-batches-py").mkdir()
+    check(gpq_data.load(dataset, folder))
+    (folder / "data_batch_3").unlink()
+    with pytest.raises(ValueError, match=r"Missing: data_batch_3$"):
+        gpq_data.load(dataset, folder)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar10_folder"])
 def test_an_incomplete_folder_never_turns_into_the_sample(folder, dataset):
     (folder / "data_batch_3").unlink()
     (folder / "batches.meta").unlink()
