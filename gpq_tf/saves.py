@@ -34,8 +34,8 @@ class Saves:
         self.best = {"epoch": None, "mAP": -1.0}
         if settings.resume and self._best_path.exists():
             record = model_file.read(self._best_path).record
-            # A best model of later epochs belongs to a run that went on from here before.
-            if record.get("epoch", epoch_of_resume + 1) <= epoch_of_resume:
+            # A best model of later epochs belongs to a run that went on from here before; one without an mAP, to none.
+            if "mAP" in record and record.get("epoch", epoch_of_resume + 1) <= epoch_of_resume:
                 self.best = {name: record[name] for name in self.best}
         others = len(by_epoch) - len(self._paths)
         if others:

@@ -163,14 +163,15 @@ class Settings(types.SimpleNamespace):
     def completed(self, values, given=None):
         """A copy with some values changed (not checked), the derived ones computed anew, and `given` as told.
 
-        Where head or legacy change, so do the defaults of what was not given.
+        Where head or legacy change, so do the defaults of what was not given and has its default.
         """
         given = self.given if given is None else given
         changed = {**self.as_dict(), **values}
         if (changed["head"], changed["legacy"]) != (self.head, self.legacy):
-            own = defaults_of(changed["head"], changed["legacy"])
+            before, own = defaults_of(self.head, self.legacy), defaults_of(changed["head"], changed["legacy"])
             dependent = {name for names in (*_HEAD_DEFAULTS.values(), *_LEGACY_DEFAULTS.values()) for name in names}
-            changed |= {name: own[name] for name in dependent - set(values) - given}
+            untouched = {name for name in dependent - set(values) - given if changed[name] == before[name]}
+            changed |= {name: own[name] for name in untouched}
         return Settings({**changed, **_derived(changed)}, given)
 
 
