@@ -11,6 +11,7 @@ from keras import ops
 
 from gpq_tf import training_state
 from gpq_tf.optimizers import ConstantThenCosine, TorchAdam
+from gpq_tf.train_step import make_step
 
 from golden import worst
 from gradients import random_cases
@@ -125,18 +126,34 @@ def test_the_optimiser_survives_its_config():
     np.testing.assert_array_equal(ops.convert_to_numpy(first), ops.convert_to_numpy(second))
 
 
+class Values(keras.layers.Layer):
+    """One trained array."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.x = self.add_weight(shape=start.shape, name="x")
+        self.x.assign(start)
+        self.built = True
+
+
+def step_of(layer, optimizer):
+    """A compiled training step that takes the gradient of `layer.x` itself."""
+    step = make_step(layer, lambda batch: {"loss": ops.sum(layer.x * batch["gradient"])}, optimizer)
+    return lambda gradient: step({"gradient": gradient})
+
+
 def test_it_works_under_a_loss_scale():
     """The decay is added to the gradient after the scale is taken off; a step that overflows is left out."""
     start, gradients = normals(11, 20), [normals(seed, 20) for seed in range(3)]
-    variable, inner = variable_of(start), TorchAdam(0.01, l2=0.3)
-    optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0**10)
-    optimizer.build([variable])
-    optimizer.apply([ops.full((20,), math.inf)], [variable])
-    np.testing.assert_array_equal(ops.convert_to_numpy(variable), start)
+    layer = Values(start)
+    optimizer = keras.optimizers.LossScaleOptimizer(TorchAdam(0.01, l2=0.3), initial_scale=2.0**10)
+    step = step_of(layer, optimizer)
+    step(np.full(20, np.inf, "float32"))
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer.x), start)
     assert float(optimizer.scale_loss(1.0)) == 2.0**9
     for gradient, expected in zip(gradients, plain_adam(start, gradients, 0.01, 0.3), strict=True):
-        optimizer.apply([optimizer.scale_loss(ops.convert_to_tensor(gradient))], [variable])
-        assert worst(variable, expected) < 5e-7
+        step(gradient)
+        assert worst(layer.x, expected) < 5e-7
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -145,18 +162,17 @@ def test_a_saved_state_goes_on_in_the_same_bits(scaled):
         optimizer = TorchAdam(ConstantThenCosine(0.01, 2, 1, 3), l2=1e-3)
         return keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
 
-    start, gradients = normals(12, 20), [ops.convert_to_tensor(normals(seed, 20)) for seed in range(6)]
-    variable, optimizer = variable_of(start), made()
-    optimizer.build([variable])
+    gradients, first, optimizer = [normals(seed, 20) for seed in range(6)], Values(normals(12, 20)), made()
+    step = step_of(first, optimizer)
     for gradient in gradients[:3]:
-        optimizer.apply([optimizer.scale_loss(gradient)], [variable])
-    resumed, other = variable_of(variable), made()
-    other.build([resumed])
+        step(gradient)
+    resumed, other = Values(ops.convert_to_numpy(first.x)), made()
+    step_resumed = step_of(resumed, other)
     assert training_state.into_optimizer(training_state.from_optimizer(optimizer, 3), other) == 3
     for gradient in gradients[3:]:
-        optimizer.apply([optimizer.scale_loss(gradient)], [variable])
-        other.apply([other.scale_loss(gradient)], [resumed])
-    np.testing.assert_array_equal(ops.convert_to_numpy(resumed), ops.convert_to_numpy(variable))
+        step(gradient)
+        step_resumed(gradient)
+    np.testing.assert_array_equal(ops.convert_to_numpy(resumed.x), ops.convert_to_numpy(first.x))
 
 
 # --- the learning rate

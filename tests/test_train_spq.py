@@ -105,10 +105,8 @@ def test_it_learns_without_labels(run, data):
     untrained = retrieval.evaluate(trainer.initial_model(chosen)[0], data, 50)["mAP"]
     found = retrieval.evaluate(model, data, 50)["mAP"]
     losses = [line["loss"] for line in lines_of(folder, "step")]
-    print("LEARN", untrained, found, np.mean(losses[:10]), np.mean(losses[-10:]))
-    assert losses[0] == pytest.approx(2 * math.log(2 * 48 - 1), abs=0.1)  # all cosines nearly equal
-    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.1
-    assert found > untrained + 0.05
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.5
+    assert found > untrained + 0.2
 
 
 def test_it_writes_and_says_what_it_promises(run):
@@ -251,6 +249,7 @@ def test_legacy_resumed_freezes_in_the_same_step(legacy, tmp_path, data):
     assert [line["loss"] for line in lines_of(tmp_path, "step")] == losses[10:]
 
 
+@pytest.mark.slow  # test_saves.py has it without the training
 def test_the_best_is_kept_across_a_resume(legacy, tmp_path, data):
     folder, _ = legacy
     own = shutil.copytree(folder, tmp_path / "own")
@@ -284,7 +283,7 @@ def test_tensorboard_shows_its_course(legacy):
 # --- precisions, mistakes
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"])
 def test_mixed_precision_trains_float32_weights(tmp_path, data, precision):
     model, path = train(settings(tmp_path, total_epochs=1, eval_epoch=None, precision=precision), data)
     assert {keras.backend.standardize_dtype(weight.dtype) for weight in model.weights} == {"float32"}
