@@ -9,13 +9,12 @@ import keras
 import numpy as np
 import pytest
 
-from gpq_tf import load_model, network, retrieval, trainer
+from gpq_tf import load_model, model_file, network, retrieval, trainer
 from gpq_tf import settings as settings_module
 from gpq_tf.backbones import resnet
 from gpq_tf.data import protocol
 from gpq_tf.heads import spq
 from gpq_tf.index import PQIndex
-from gpq_tf.model_file import read_training_state
 from gpq_tf.network import RetrievalModel
 
 from small_data import CLASS_NAMES, coloured_images
@@ -63,9 +62,13 @@ def weights(path):
     return {weight.path: keras.ops.convert_to_numpy(weight) for weight in load_model(path).weights}
 
 
+def state_of(path):
+    return model_file.training_state(model_file.read(path))
+
+
 def check_equal(first, second):
     """Weights and training state of two saved models are equal in every bit."""
-    for ours, theirs in ((weights(first), weights(second)), (read_training_state(first), read_training_state(second))):
+    for ours, theirs in ((weights(first), weights(second)), (state_of(first), state_of(second))):
         assert set(ours) == set(theirs)
         for name in ours:
             np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
@@ -130,7 +133,7 @@ def test_it_writes_and_says_what_it_promises(run):
     record = load_model(folder / "spq_16bits_best.keras").record
     assert (record["epoch"], record["mAP"]) == (best["epoch"], best["mAP"])
     assert record["settings"] == chosen.as_dict()
-    assert read_training_state(folder / "spq_16bits_best.keras") is None
+    assert state_of(folder / "spq_16bits_best.keras") is None
     assert json.loads((folder / "spq_16bits_best.json").read_text())["mAP"] == best["mAP"]
     assert load_model(folder / "spq_16bits_12.keras").record["epoch"] == 12
     assert model.head_name == "spq"
