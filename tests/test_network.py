@@ -390,6 +390,9 @@ def test_every_shipped_model_loads():
     names = [file.stem for file in Path(network.__file__).with_name("weights").glob("*.keras")]
     for name in names:
         model = load_model(name)
-        assert is_unit(model.embed(random_images(2, 32, 32)), model.architecture["n_book"])
+        descriptors = model.embed(random_images(2, 32, 32))
+        assert np.isfinite(descriptors).all() and np.abs(descriptors).max() > 0
+        if model.head_name == "gpq":
+            assert is_unit(descriptors, model.architecture["n_book"])
         assert model.record
     assert names

@@ -309,9 +309,10 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path, data):
     assert not list(tmp_path.iterdir())
 
 
-def test_labels_may_be_of_any_number_of_classes(tmp_path, data):
-    """Training does not see them: n_CLASSES is not held against the data's."""
-    trainer._check(settings(tmp_path, n_CLASSES=7), data)
+def test_the_number_of_classes_is_the_datas_unless_it_was_given(tmp_path, data):
+    assert trainer.settings_of_data(settings(tmp_path), data).n_CLASSES == len(CLASS_NAMES)
+    with pytest.raises(ValueError, match=r"^Invalid n_CLASSES. Expected the data's, 10. Received: n_CLASSES=7$"):
+        trainer._check(settings(tmp_path, n_CLASSES=7), data)
 
 
 def test_a_backbone_of_the_other_head_is_refused(tmp_path):
