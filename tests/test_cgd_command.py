@@ -31,6 +31,7 @@ def test_embeddings_are_the_originals(tmp_path):
 
 
 @needs_golden
+@pytest.mark.slow  # a network is traced anew for each of the sizes
 def test_the_command_prints_what_the_original_prints(capsys):
     recorded = load("end_to_end.npz", CGD)
     lists = [f"--{name}-txt={CGD / 'dataset' / f'{name}.txt'}" for name in ("train", "test", "bbox")]

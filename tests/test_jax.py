@@ -18,10 +18,7 @@ GROUPS = (
         "test_losses.py",
         "test_augment.py",
         "test_batch_norm.py",
-        "test_golden_spq.py::test_soft_assignment_and_its_gradients",
-        "test_golden_spq.py::test_the_contrastive_loss_and_its_gradients",
-        "test_golden_spq.py::test_codes_and_the_first_of_equal_codewords",
-        "test_golden_spq.py::test_features_and_codes",
+        "test_golden_spq.py",
     ),
     (
         "test_ops.py",
@@ -35,35 +32,23 @@ GROUPS = (
         "test_augment_views.py::test_views_are_the_steps_in_turn",
         "test_model_file.py::test_everything_comes_back",
         "test_model_file.py::test_float16_rounds_matrices_and_halves_the_file",
+        "test_golden_step.py",
+        "test_heads_gpq.py",
+        "test_golden_cgd.py",
+        "test_descriptors.py",
+        "test_losses_metric.py",
     ),
-)
-# Whole training steps and SPQ's network: beside the others in the slow run.
-STEPS = (
-    ("test_golden_step.py", "test_heads_gpq.py"),
-    ("test_golden_spq.py", "test_heads_spq.py", "test_resnet.py", "test_augment_views.py"),
 )
 # About 340 with the golden numbers, 215 without.
 FEWEST = 195
 
 
-@pytest.mark.parametrize(
-    "optimised",
-    [
-        False,  # without the optimisations of XLA's last stage compiling takes half the time
-        pytest.param(True, marks=pytest.mark.slow),
-    ],
-)
-def test_the_mathematics_is_the_same_on_jax(optimised):
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": "jax",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not optimised)),
-    }
+@pytest.mark.slow
+def test_the_mathematics_is_the_same_on_jax():
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     options = {"cwd": Path(__file__).parent, "env": environment, "text": True, "stdout": subprocess.PIPE}
-    groups = [*GROUPS, *STEPS] if optimised else GROUPS
-    runs = [subprocess.Popen([*command, *group], stderr=subprocess.STDOUT, **options) for group in groups]
+    runs = [subprocess.Popen([*command, *group], stderr=subprocess.STDOUT, **options) for group in GROUPS]
     n_passed = 0
     for run, (output, _) in [(run, run.communicate()) for run in runs]:
         assert run.returncode == 0, output[-5000:]
