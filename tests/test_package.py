@@ -22,7 +22,6 @@ ORDER = [
     "ops",
     "data",
     "augment",
-    "augment_crop",
     "backbones",
     "quantizer",
     "losses",

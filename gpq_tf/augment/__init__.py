@@ -3,6 +3,7 @@
     generator                               the random numbers of one training step
     draw_flip_and_crop, flip_and_crop       GPQ: a mirror image and a shift by at most four pixels
     draw_views, apply_views                 SPQ: crop, mirror image, colours, grey, blur, in one of two RECIPES
+    window.draw_crop_and_flip, .crop_and_flip   CGD: a window of a larger image, and a mirror image
 
 Every recipe is a pair: a function that draws small arrays of fixed shapes, and one that computes with them. The second
 compiles once and then serves all steps; `gpq_tf.ops.compiled` makes it 4 times as fast.

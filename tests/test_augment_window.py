@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gpq_tf.augment import generator
-from gpq_tf.augment_crop import crop_and_flip, draw_crop_and_flip
+from gpq_tf.augment.window import crop_and_flip, draw_crop_and_flip
 from gpq_tf.ops import compiled
 
 from gradients import random_cases
