@@ -5,8 +5,9 @@ value here is changed, or given on the command line.
 """
 
 # --- data: 5,000 labelled images (source), 54,000 without labels (target and gallery), 1,000 queries
-data_dir = "./cifar10"  # folder of CIFAR-10's python version: data_batch_1..5, test_batch, batches.meta
+data_dir = "./cifar10"  # folder of CIFAR-10's python version (data_batch_1..5, test_batch, batches.meta), or your own
 dataset = "cifar10"  # the folder, else tensorflow-datasets, else the sample; cifar10_folder, _tfds, _sample ask for one
+# dataset image_folders: your own images, in data_dir a folder a class, or train/ and test/ with such folders
 download = False  # True: tensorflow-datasets may fetch what is missing from the network
 
 # --- files
@@ -17,8 +18,8 @@ model_load_path = "./models/48bits_example.ckpt"  # .keras, shipped name or TF1 
 cifar10_label_sim_path = "./cifar10/cifar10_Similarity.mat"  # what is relevant to each query; while absent: the labels
 
 # --- protocol
-n_CLASSES = 10  # classes
-image_size = 32  # pixels, height and width
+n_CLASSES = 10  # classes; where it is left so, those that the data have
+image_size = 32  # pixels, height and width; images of another size are resized
 img_channels = 3  # red, green, blue
 n_DB = 54000  # ranks that enter the mAP; all, where the gallery is smaller; spq: 1000
 
@@ -55,4 +56,5 @@ resume = None  # saved model whose training goes on, with the settings it was sa
 tensorboard = False  # True: curves, ranked lists and codebook usage into model_save_path/tensorboard
 keep = None  # newest models to keep; None keeps all; spq: 3
 query = None  # index of the query that Demo.py shows; None draws one
+query_image = None  # image file of any size: Demo.py shows the ten images nearest to it, and takes no mAP
 n_pictures = 1  # ranked-list pictures that Demo.py saves

@@ -90,12 +90,11 @@ def _newest(folder):
 
 
 def _compare(whole, killed, epochs):
-    from gpq_tf import load_model
-    from gpq_tf.model_file import read_training_state
+    from gpq_tf import load_model, model_file
 
     name = f"gpq_48bits_{epochs}.keras"
     weights = [[np.asarray(weight) for weight in load_model(folder / name).weights] for folder in (whole, killed)]
-    states = [read_training_state(folder / name) for folder in (whole, killed)]
+    states = [model_file.training_state(model_file.read(folder / name)) for folder in (whole, killed)]
     losses = [_losses(folder / "gpq_48bits.log.jsonl") for folder in (whole, killed)]
     return {
         "weights_equal": all(np.array_equal(a, b) for a, b in zip(*weights, strict=True)),

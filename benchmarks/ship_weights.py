@@ -3,7 +3,7 @@
     python benchmarks/ship_weights.py models/gpq_48bits_300.keras cifar10-48bits-quarter --data_dir=./cifar10
 
 Writes gpq_tf/weights/NAME.keras and prints what models/README.md says of it: size, sha256, and the mAP on the embedded
-sample and on the whole of CIFAR-10, of the 32-bit model and of the 16-bit one.
+sample and on the whole of CIFAR-10, of the 32-bit model and of the 16-bit one, by the protocol of the model's head.
 """
 
 import argparse
@@ -22,7 +22,8 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-    from gpq_tf import data, load_model, retrieval
+    from gpq_tf import data, heads, load_model, retrieval
+    from gpq_tf.settings import defaults_of
 
     target = WEIGHTS / f"{options.name}.keras"
     model = load_model(options.model)
@@ -35,10 +36,11 @@ def main(arguments=None):
     model.save(target, weights_dtype="float16")
     content = target.read_bytes()
     print(f"{target.name}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+    protocol, top_n = heads.recipe(model.head_name).PROTOCOL, defaults_of(model.head_name)["n_DB"]
     for dataset in ("cifar10_sample", "cifar10_folder"):
-        images = data.load(dataset, options.data_dir)
+        images = data.load(dataset, options.data_dir, split=protocol)
         for precision, path in (("32 bits", options.model), ("16 bits", target)):
-            score = retrieval.evaluate(load_model(path), images)["mAP"]
+            score = retrieval.evaluate(load_model(path), images, top_n)["mAP"]
             print(f"{dataset}, {precision}: mAP {score:.4f}", flush=True)
 
 

@@ -8,13 +8,17 @@ import traceback
 
 USAGE = """usage: gpq-tf COMMAND [arguments] [--setting=value ...]
 
-  demo                     print the mAP of a model on CIFAR-10, save ranked-list pictures
+  demo                     print the mAP of a model on CIFAR-10, save ranked-list pictures; with --query_image=PHOTO
+                           show the ten images nearest to any image file
   train                    train a model, save it every 20 epochs
-  convert SRC DST          weights of the originals (TF1 checkpoint prefix, ImageNet_pretrained.mat, SPQ's .pth) to a
-                           .keras file; a model of the head spq to a .pth that the original loads
+  spq                      train SPQ, with the arguments of the original's main_SPQ.py: gpq-tf spq --help
+  convert SRC DST          weights of the originals (TF1 checkpoint prefix, ImageNet_pretrained.mat, SPQ's .pth, prefix
+                           of CGD's) to a .keras file; a model of the head spq to a .pth that the original loads
   evaluate MODEL [IMAGES]  print the mAP of a model on CIFAR-10 (IMAGES: the folder of its python version)
+  cgd --pretrained-model=PREFIX ...   print Recall@k of a CGD model, with the original's arguments; cgd --help
 
 Settings come from config.py in the current folder, then from --setting=value. --debug shows tracebacks.
+--dataset=image_folders --data_dir=DIR takes your own images, a folder a class, in place of CIFAR-10.
 """
 
 
@@ -30,7 +34,9 @@ def main(arguments=None):
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help", "help") or {"-h", "--help"} & set(arguments):
+    # A command with many arguments of its own explains them itself.
+    asks = {"-h", "--help"} & set(arguments) and arguments[0] not in HELPFUL
+    if not arguments or arguments[0] == "help" or asks:
         print(USAGE, end="")
         return 0 if arguments else 2
     command, *rest = arguments
@@ -56,15 +62,33 @@ def demo(arguments):
 
 
 def train(arguments):
-    settings = _settings(arguments)
+    _train(_settings(arguments))
+
+
+def spq(arguments):
+    from gpq_tf import spq_command
+
+    if {"-h", "--help"} & set(arguments):
+        print(spq_command.usage(), end="")
+        return
+    settings, devices = spq_command.read(arguments)
+    # The backend looks at it once, when it is imported.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0") if devices is None else devices
+    _train(settings, spq_command.headline)
+
+
+def _train(settings, headline=None):
     _import_tensorflow_quietly()
     from gpq_tf import data, heads, trainer
     from gpq_tf import settings as settings_module
 
     if settings.resume:
         settings = trainer.settings_of_resumed(settings)
-    _report(settings_module.describe(settings))
+    if headline:
+        _report(headline(settings))
     images = data.load_for(settings, heads.recipe(settings.head).PROTOCOL)
+    settings = trainer.settings_of_data(settings, images)
+    _report(settings_module.describe(settings))
     _report(images.source)
     _, path = trainer.train(settings, images, _report, _bar)
     _report(f"done: {path}")
@@ -104,7 +128,24 @@ def evaluate(arguments):
     demo.run(settings, _report, _batches, pictures=False)
 
 
-COMMANDS = {"demo": demo, "train": train, "convert": convert, "evaluate": evaluate}
+def cgd(arguments):
+    from gpq_tf import cgd_command
+
+    options = cgd_command.parse(arguments)
+    cgd_command.hide_other_gpus(options)
+    _import_tensorflow_quietly()
+    cgd_command.run(options, _report, _batches)
+
+
+COMMANDS = {
+    "demo": demo,
+    "train": train,
+    "spq": spq,
+    "cgd": cgd,
+    "convert": convert,
+    "evaluate": evaluate,
+}
+HELPFUL = ("spq", "cgd")
 
 
 def _settings(arguments):
@@ -126,10 +167,10 @@ def _report(line):
     print(line, flush=True)
 
 
-def _batches(batches, what):
+def _batches(batches, what, total=None):
     from tqdm import tqdm
 
-    return tqdm(batches, desc=what, unit="batch", disable=None, leave=False)
+    return tqdm(batches, desc=what, total=total, unit="batch", disable=None, leave=False)
 
 
 def _bar(total, unit):

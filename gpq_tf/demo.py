@@ -9,25 +9,29 @@ import numpy as np
 from gpq_tf import convert, heads, retrieval, visualize
 from gpq_tf import data as data_module
 from gpq_tf import settings as settings_module
+from gpq_tf.data import images
 from gpq_tf.data.similarity import read_similarity
 from gpq_tf.network import in_precision, load_model
 
 # What is evaluated where model_load_path names nothing, by head.
 SHIPPED_MODELS = {"gpq": "cifar10-48bits-quarter", "spq": "spq-cifar10-32bits-quarter"}
 RESULT = "retrieval_result"
+# Images shown for a photo of the user.
+N_ANSWERS = 10
 
 
 def run(settings, report=None, progress=None, pictures=True):
-    """Evaluate a model on CIFAR-10.
+    """Evaluate a model on a split image set, or show what it finds for one image file.
 
     Args:
         settings: gpq_tf.settings.Settings; model_load_path names the model, data_dir and dataset the images.
         report: callable(str), told what a user should know, or None.
         progress: callable(iterable of batches, what) -> iterable, or None.
         pictures: bool, whether to save retrieval_result_<query>.png and retrieval_result.json in the current folder.
+            Only with them query_image is looked at: then its answers are told and drawn, and nothing is evaluated.
 
     Returns:
-        float, the mean average precision.
+        float, the mean average precision; None with query_image.
 
     Raises:
         ValueError: if model, data or settings are wrong or do not fit each other.
@@ -37,21 +41,31 @@ def run(settings, report=None, progress=None, pictures=True):
     if pictures and not os.access(".", os.W_OK):  # better now than after all has been encoded
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(Path(f"{RESULT}.json").absolute()))
     model, name, notes = open_model(settings)
+    if model.head_name == "cgd":
+        raise ValueError(
+            f"Invalid model {name!r}. Expected one of the heads gpq or spq. Received: cgd; "
+            "`gpq-tf cgd --pretrained-model=...` prints its Recall@k"
+        )
     # What is printed and saved is what is in force: where nothing else was given, the model's own sizes.
     fixed = settings_module.fixed_by(model.architecture)
-    own = {**fixed, "legacy": model.architecture["legacy"]}
+    own = {**fixed, "legacy": model.architecture["legacy"], **_size_of_training(model, name)}
     settings = settings.completed({key: value for key, value in own.items() if key not in settings.given})
     report(settings_module.describe(settings))
     settings_module.check_fixed(settings, fixed, name)
     for note in notes:
         report(note)
+    photo = read_photo(settings.query_image, settings.image_size) if pictures and settings.query_image else None
     data = data_module.load_for(settings, heads.recipe(settings.head).PROTOCOL)
     report(data.source)
+    if photo is not None:
+        _answer_photo(settings, model, name, data, photo, report, progress)
+        return None
     shown = _queries_to_show(settings, len(data.query_labels)) if pictures else []
     similarity = _similarity(settings, data)
     report(
         f"gallery {len(data.gallery_labels)}, queries {len(data.query_labels)}, {settings.n_bits} bits a code "
         f"({settings.n_book} books of {settings.intn_word} codewords)"
+        f"{f', mAP@{settings.n_DB}' if settings.n_DB < len(data.gallery_labels) else ''}"
     )
     found = retrieval.evaluate(model, data, settings.n_DB, similarity, progress)
     for phase, seconds in found["seconds"].items():
@@ -73,6 +87,52 @@ def run(settings, report=None, progress=None, pictures=True):
             queries_shown=shown,
         )
     return found["mAP"]
+
+
+def _size_of_training(model, name):
+    """{"image_size": n} where the model's record tells on which size it was trained, else {}."""
+    before = model.record.get("settings")
+    if not isinstance(before, dict) or "image_size" not in before:
+        return {}
+    return {"image_size": settings_module.parse("image_size", before["image_size"], name)}
+
+
+def read_photo(path, size):
+    """An image file of any format that Pillow reads.
+
+    Args:
+        path: str or Path.
+        size: int, pixels.
+
+    Returns:
+        (shown, taken): uint8 (H, W, 3) as a viewer shows it, and (size, size, 3) as the network takes it.
+
+    Raises:
+        OSError: if it cannot be opened.
+        ValueError: if it is no image.
+    """
+    shown = images.decode(Path(path).read_bytes(), str(path), upright=True)
+    return shown, images.read_image(path, None, size, size, "fast", upright=True)
+
+
+def _answer_photo(settings, model, name, data, photo, report, progress):
+    """Tell, draw and save what a model finds for one image."""
+    index = retrieval.encode_gallery(model, data.gallery_images, progress and (lambda b: progress(b, "gallery")))
+    shown, pixels = photo
+    distances, ids = index.search(model.embed(pixels[None]), N_ANSWERS)
+    best = ids[0][ids[0] >= 0]
+    labels = data.gallery_labels[best].tolist()
+    answers = [
+        {"rank": rank, "distance": float(distance), "class": data.class_names[label], "index": int(position)}
+        for rank, (distance, label, position) in enumerate(zip(distances[0], labels, best, strict=False), start=1)
+    ]
+    for answer in answers:
+        report("{rank:2d}. distance {distance:.4f}, class {class}, gallery image {index}".format(**answer))
+    path = f"{RESULT}_{Path(settings.query_image).stem}.png"
+    found = {"result_images": data.gallery_images[best], "result_classes": labels, "relevant": None}
+    visualize.ranked_list(path, shown, Path(settings.query_image).name, **found, class_names=data.class_names)
+    report(f"saved {path}")
+    settings_module.save(settings, f"{RESULT}.json", model=name, source=data.source, answers=answers)
 
 
 def open_model(settings):

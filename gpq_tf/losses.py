@@ -1,4 +1,4 @@
-"""The published losses, one plain function each. All are means over the batch, without weights or temperatures."""
+"""The published losses, one plain function each, and what they are made of. Heads weigh one against another."""
 
 import numpy as np
 from keras import ops
@@ -112,6 +112,124 @@ def cross_quantized_contrastive(x_a, x_b, z_a, z_b, temperature=0.5):
     return _contrast(x_a, z_b, temperature) + _contrast(x_b, z_a, temperature)
 
 
+def classification_smoothed(labels, logits, temperature=0.5, smoothing=0.1):
+    """Softmax cross-entropy of logits / temperature with smoothed labels: CGD's auxiliary loss.
+
+    CGD (arXiv 1903.10663), section 3.3, equation 4. The target is 1 - smoothing + smoothing / C for the image's class
+    and smoothing / C for each other one, the usual definition (Szegedy et al., CVPR 2016); the paper does not say which
+    it means. MXNet's SoftmaxOutput has 1 - smoothing and smoothing / (C - 1): the same as this function with
+    smoothing * C / (C - 1).
+
+    Args:
+        labels: int (B,), 0 to C - 1.
+        logits: float (B, C).
+        temperature: float > 0, divides the logits.
+        smoothing: float, 0 for labels as they are.
+
+    Returns:
+        float scalar.
+
+    Raises:
+        ValueError: if the numbers of labels and of logits differ.
+
+    Example:
+        >>> logits = ops.convert_to_tensor([[1.0, 0.0]])
+        >>> round(float(classification_smoothed([0], logits, temperature=0.5, smoothing=0.1)), 4)
+        0.2269
+    """
+    logits = ops.convert_to_tensor(logits)
+    n_classes = logits.shape[-1]
+    targets = (1.0 - smoothing) * ops.one_hot(labels, n_classes, dtype=logits.dtype) + smoothing / n_classes
+    return _cross_entropy(targets, logits / temperature)
+
+
+def batch_hard_triplet(embeddings, labels, margin=0.1, squared=False):
+    """Batch-hard triplet loss: the mean over the batch of `batch_hard_hinges`.
+
+    Args:
+        embeddings, labels, margin, squared: see `batch_hard_hinges`.
+
+    Returns:
+        float scalar.
+
+    Example:
+        >>> x = ops.convert_to_tensor([[0.0], [0.2], [0.3]])
+        >>> round(float(batch_hard_triplet(x, [0, 0, 1])), 4)  # of 0, .2 and 0
+        0.0667
+    """
+    return ops.mean(batch_hard_hinges(embeddings, labels, margin, squared))
+
+
+def batch_hard_hinges(embeddings, labels, margin=0.1, squared=False):
+    """max(0, hardest positive - hardest negative + margin) of each image of a batch (see `hardest_pairs`).
+
+    Hermans, Beyer and Leibe (arXiv 1703.07737), equation 5; CGD (arXiv 1903.10663), section 3.2, ranks by its mean. The
+    share of those above 0 tells how much is left to learn from.
+
+    Args:
+        embeddings: float (B, D).
+        labels: int (B,).
+        margin: float.
+        squared: bool, squared distances instead of distances.
+
+    Returns:
+        float (B,). 0 for an image without a negative.
+
+    Raises:
+        ValueError: if the numbers of embeddings and labels differ.
+
+    Example:
+        >>> x = ops.convert_to_tensor([[0.0], [0.2], [0.3]])
+        >>> [round(float(v), 3) for v in batch_hard_hinges(x, [0, 0, 1])]
+        [0.0, 0.2, 0.0]
+    """
+    positive, negative, _, _ = hardest_pairs(embeddings, labels, squared)
+    return ops.relu(positive - negative + margin)
+
+
+def hardest_pairs(embeddings, labels, squared=False):
+    """The farthest other image of the same class and the nearest image of another, for each image of a batch.
+
+    Which pairs those are is found by inner products, the fast way; their distances are then taken from the
+    differences, so that neither cancellation nor a processor's short products (TF32) reach the values.
+
+    Args:
+        embeddings: float (B, D).
+        labels: int (B,).
+        squared: bool, squared distances instead of distances.
+
+    Returns:
+        positive: float (B,), distance of the hardest positive, 0 for an image alone in its class. The gradient of a
+            distance of 0 is 0.
+        negative: float (B,), distance of the hardest negative, infinite where all images are of one class.
+        positive_index, negative_index: int32 (B,), their places in the batch; an image alone in its class is its own
+            positive, and negative_index means nothing where there is no negative.
+
+    Raises:
+        ValueError: if the numbers of embeddings and labels differ.
+
+    Example:
+        >>> positive, _, _, negative_index = hardest_pairs(ops.convert_to_tensor([[0.0], [0.2], [0.3]]), [0, 0, 1])
+        >>> [round(float(v), 3) for v in positive], [int(v) for v in negative_index]
+        ([0.2, 0.2, 0.0], [2, 2, 1])
+    """
+    embeddings, labels = ops.convert_to_tensor(embeddings), ops.convert_to_tensor(labels)
+    _same_shape("labels", labels, "the embeddings' first axis", embeddings[:, 0])
+    rows = ops.stop_gradient(embeddings)
+    squared_lengths = ops.sum(ops.square(rows), axis=-1)
+    # ||x_i - x_j||^2 without ||x_i||^2, which is the same for every j, made positive
+    distances = squared_lengths - 2 * ops.matmul(rows, ops.transpose(rows))
+    distances = distances - ops.min(distances)
+    same = labels[:, None] == labels
+    self_last = ops.where(ops.eye(ops.shape(rows)[0], dtype="bool"), -1.0, distances)
+    positive_index = ops.argmax(ops.where(same, self_last, -2.0), axis=1)
+    negative_index = ops.argmin(ops.where(same, np.inf, distances), axis=1)
+    positive = _distances(embeddings, ops.take(embeddings, positive_index, axis=0), squared)
+    negative = _distances(embeddings, ops.take(embeddings, negative_index, axis=0), squared)
+    negative = ops.where(ops.all(same, axis=1), np.inf, negative)
+    return positive, negative, positive_index, negative_index
+
+
 def mean_book_similarity(x, prototypes, n_book):
     """Mean over the books of the inner products with the class prototypes: the logits of GPQ's classifier.
 
@@ -158,6 +276,15 @@ def _contrast(first, second, temperature):
     # A row is not among those it chooses from.
     others = ops.where(ops.eye(n, dtype="bool"), -np.inf, similarities)
     return ops.mean(ops.logsumexp(others, axis=-1) - positives)
+
+
+def _distances(x, y, squared):
+    """Between the rows of x and y. The root's slope at 0, which is infinite, is taken as 0."""
+    squares = ops.sum(ops.square(x - y), axis=-1)
+    if squared:
+        return squares
+    apart = squares > 0
+    return ops.where(apart, ops.sqrt(ops.where(apart, squares, 1.0)), 0.0)
 
 
 def _mean_squared_length(x):

@@ -11,6 +11,7 @@ import io
 import json
 import struct
 import tempfile
+import typing
 import zipfile
 import zlib
 from pathlib import Path
@@ -61,14 +62,32 @@ def write(model, path, overwrite=True, weights_dtype="float32"):
                 archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
 
 
-def read_description(path):
-    """Verify a model file and return what it says about itself.
+class ModelFile(typing.NamedTuple):
+    """A model file, read once and verified.
+
+    Attributes:
+        path: str or Path.
+        architecture: dict of RetrievalModel's arguments.
+        record: dict about its making.
+        weights: bytes, HDF5.
+        training: bytes, safetensors, or None.
+    """
+
+    path: str | Path
+    architecture: dict
+    record: dict
+    weights: bytes
+    training: bytes | None
+
+
+def read(path):
+    """Read and verify a model file.
 
     Args:
         path: str or Path.
 
     Returns:
-        (architecture, record): dict of RetrievalModel's arguments, dict about its making.
+        ModelFile.
 
     Raises:
         ValueError: if the file is not a whole, unchanged model of a known version.
@@ -77,40 +96,53 @@ def read_description(path):
     architecture = _checked_architecture(path, description.get("architecture"))
     _check_size(path, architecture, members[_WEIGHTS], description.get("weights_dtype"))
     record = description.get("record")
-    return architecture, record if isinstance(record, dict) else {}
+    record = record if isinstance(record, dict) else {}
+    return ModelFile(path, architecture, record, members[_WEIGHTS], members.get(_TRAINING))
 
 
-def read_weights(model, path):
-    """Load the weights of a verified file into a model of the same architecture.
+def fingerprint(file, architecture):
+    """sha256 of what decides about a model's codes: its architecture and its weights, in hexadecimal.
+
+    Not of the whole file: what training adds to it changes no code, and `legacy`, which may be chosen on loading, does.
+
+    Args:
+        file: ModelFile.
+        architecture: dict of RetrievalModel's arguments as they are in force.
+    """
+    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
+    digest.update(hashlib.sha256(file.weights).digest())
+    return digest.hexdigest()
+
+
+def load_weights(model, file):
+    """Load the weights of a file into a model of the same architecture.
 
     Raises:
         ValueError: if the weights do not fit the model.
     """
-    _, members = _verified(path)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, _WEIGHTS)
-        copy.write_bytes(members[_WEIGHTS])
+        copy.write_bytes(file.weights)
         try:
             _check_hdf5(copy)
             model.load_weights(copy)
         except Exception as error:  # HDF5 and Keras raise all kinds
             first_line = str(error).strip().split("\n")[0]
-            raise _damaged(path, f"weights of the network it describes; {first_line}") from error
+            raise _damaged(file.path, f"weights of the network it describes; {first_line}") from error
 
 
-def read_training_state(path):
-    """What a run needs besides the weights to go on (see `training_state`), or None where the file has none.
+def training_state(file):
+    """What a run needs besides the weights to go on (see `gpq_tf.training_state`), or None where the file has none.
 
     Raises:
-        ValueError: if the file is not a whole, unchanged model of a known version.
+        ValueError: if what the file has is none.
     """
-    _, members = _verified(path)
-    if _TRAINING not in members:
+    if file.training is None:
         return None
     try:
-        return safetensors.numpy.load(members[_TRAINING])
+        return safetensors.numpy.load(file.training)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise _damaged(path, f"a training state in {_TRAINING}; {error}") from error
+        raise _damaged(file.path, f"a training state in {_TRAINING}; {error}") from error
 
 
 def _verified(path):

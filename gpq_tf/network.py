@@ -18,12 +18,14 @@ class RetrievalModel(keras.Model):
     """From uint8 images to descriptors and compact codes.
 
     Args:
-        head: str, "gpq" or "spq".
+        head: str, "gpq", "spq" or "cgd". What else there is depends on it; of the first two:
         n_book: int M, codebooks; 12 for gpq, 8 for spq.
         bn_word: int, bits a book, 4; K = 2 ** bn_word codewords.
         len_code: int d, length of a codeword, 12 for gpq, 16 for spq; D = M * d.
         n_classes: int C, class prototypes (gpq only, used in training only), 10.
         width_multiplier: float, scales every channel count of the backbone, 1.
+
+        Those of cgd are `layout`, see gpq_tf.backbones.resnet_v1, and those of gpq_tf.heads.cgd.CGDHead. And of all:
         legacy: bool, behave as the original does where it is at fault (docs/legacy.md), False.
         seed: int, of the initial values, 0.
 
@@ -47,6 +49,7 @@ class RetrievalModel(keras.Model):
         super().__init__(name="retrieval_model", dtype=dtype)
         self.architecture = architecture
         self.record = {}
+        self.source = None
         self.training_state = None
         self._recipe = heads.recipe(head)
         self.backbone, self.head = self._recipe.build(architecture, self.dtype_policy)
@@ -56,17 +59,22 @@ class RetrievalModel(keras.Model):
 
     @property
     def head_name(self):
-        """str, "gpq" or "spq"."""
+        """str, "gpq", "spq" or "cgd"."""
         return self.head.head_name
 
     @property
     def search_metric(self):
-        """str, the metric of a PQIndex for this model: "inner_product" (gpq), "l2" (spq)."""
+        """str, the metric of a PQIndex for this model: "inner_product" (gpq, cgd), "l2" (spq)."""
         return self.head.search_metric
 
     @property
     def codebook(self):
-        """numpy float32 (M, K, d), as the search uses it: gpq's codewords have unit length, but for legacy."""
+        """numpy float32 (M, K, d), as the search uses it: gpq's codewords have unit length, but for legacy.
+
+        Raises:
+            ValueError: if the model has no codebook (cgd).
+        """
+        self._check_codebook()
         return self.head.search_codebook()
 
     def preprocess(self, images):
@@ -88,12 +96,12 @@ class RetrievalModel(keras.Model):
             progress: callable that wraps the iterable of batches, such as tqdm.tqdm, or None.
 
         Returns:
-            numpy float32 (N, D); gpq: sub-vectors of unit length (raw with legacy).
+            numpy float32 (N, D); gpq: sub-vectors of unit length (raw with legacy), cgd: of unit length.
 
         Raises:
             ValueError: if `images` has another shape or dtype.
         """
-        width = self.architecture["n_book"] * self.architecture["len_code"]
+        width = self._recipe.descriptor_size(self.architecture)
         return self._in_batches(self._embed, images, progress, width, "float32")
 
     def encode(self, images, progress=None):
@@ -107,11 +115,19 @@ class RetrievalModel(keras.Model):
             numpy (N, M) in the smallest unsigned type that holds K - 1.
 
         Raises:
-            ValueError: if `images` has another shape or dtype.
+            ValueError: if `images` has another shape or dtype, or the model has no codebook (cgd).
         """
+        self._check_codebook()
         dtype = np.min_scalar_type(2 ** self.architecture["bn_word"] - 1)
         n_book = self.architecture["n_book"]
         return self._in_batches(lambda batch: self.head.encode(self._describe(batch)), images, progress, n_book, dtype)
+
+    def _check_codebook(self):
+        if "n_book" not in self.architecture:
+            raise ValueError(
+                f"Invalid model. Expected one with a codebook, such as gpq or spq. Received: {self.head_name}, whose "
+                "descriptors are not quantized"
+            )
 
     def _in_batches(self, function, images, progress, width, dtype):
         _check_images(images, self._recipe.SMALLEST_SIDE)
@@ -163,7 +179,8 @@ def load_model(path_or_name, legacy=None, precision="float32"):
             float32 in any case.
 
     Returns:
-        RetrievalModel. `model.record` is what was saved about its making (dict).
+        RetrievalModel. `model.record` is what was saved about its making (dict), `model.source` its name and a sha256
+        of architecture and weights, which a PQIndex keeps with its codes.
 
     Raises:
         ValueError: if there is no such file or name, or the file is not a whole model.
@@ -174,13 +191,12 @@ def load_model(path_or_name, legacy=None, precision="float32"):
     """
     if legacy not in (None, True, False):
         raise ValueError(f"Invalid legacy. Expected True, False or None. Received: legacy={legacy!r}")
-    path = find_model(path_or_name)
-    architecture, record = model_file.read_description(path)
-    if legacy is not None:
-        architecture["legacy"] = bool(legacy)
+    file = model_file.read(find_model(path_or_name))
+    architecture = file.architecture if legacy is None else {**file.architecture, "legacy": bool(legacy)}
     model = RetrievalModel(**architecture, dtype=precision)
-    model_file.read_weights(model, path)
-    model.record = record
+    model_file.load_weights(model, file)
+    model.record = file.record
+    model.source = {"name": str(path_or_name), "sha256": model_file.fingerprint(file, architecture)}
     return model
 
 
@@ -196,7 +212,7 @@ def in_precision(model, precision):
     other = RetrievalModel(**model.architecture, dtype=precision)
     for old, new in zip(model.weights, other.weights, strict=True):
         new.assign(old)
-    other.record = model.record
+    other.record, other.source = model.record, model.source
     return other
 
 

@@ -61,6 +61,25 @@ def l2_normalize(x, axis=-1, smallest=TINY_SQUARED_LENGTH):
     return x * ops.rsqrt(ops.maximum(squared_length, smallest))
 
 
+def l2_normalize_added(x, epsilon=1e-10):
+    """Scale vectors to unit Euclidean length as MXNet's L2Normalization does: x / sqrt(sum(x^2) + epsilon).
+
+    Short vectors come out shorter than 1; the zero vector stays zero, with 1e5 times the incoming gradient.
+
+    Args:
+        x: float (..., D).
+        epsilon: float >= 0, added to the squared length.
+
+    Returns:
+        float, shape and dtype of `x`.
+
+    Example:
+        >>> [round(float(v), 3) for v in l2_normalize_added(ops.convert_to_tensor([[3e-6, 4e-6]]))[0]]
+        [0.268, 0.358]
+    """
+    return x * ops.rsqrt(ops.sum(ops.square(x), axis=-1, keepdims=True) + epsilon)
+
+
 def normalize_books(x, n_book):
     """Scale every sub-vector of a descriptor to unit length (GPQ, section 3.1: intra-normalisation).
 

@@ -1,7 +1,8 @@
 """PyTorch's Adam, as SPQ trains with it."""
 
+import math
+
 import keras
-import numpy as np
 from keras import ops
 
 
@@ -21,11 +22,16 @@ class TorchAdam(keras.optimizers.Adam):
     Args:
         learning_rate: float or keras.optimizers.schedules.LearningRateSchedule.
         l2: float >= 0.
-        **kwargs: those of keras.optimizers.Adam.
+        **kwargs: those of keras.optimizers.Adam, without amsgrad.
+
+    Raises:
+        ValueError: if amsgrad is asked for.
     """
 
     def __init__(self, learning_rate=1e-3, l2=0.0, epsilon=1e-8, **kwargs):
         super().__init__(learning_rate, epsilon=epsilon, **kwargs)
+        if self.amsgrad:
+            raise ValueError("Invalid amsgrad. Expected False. Received: amsgrad=True")
         self.l2 = l2
 
     def update_step(self, gradient, variable, learning_rate):
@@ -35,11 +41,16 @@ class TorchAdam(keras.optimizers.Adam):
         gradient = ops.cast(gradient, dtype) + self.l2 * variable
         self.assign(mean, mean + (gradient - mean) * (1 - self.beta_1))
         self.assign(mean_square, mean_square + (ops.square(gradient) - mean_square) * (1 - self.beta_2))
-        length = ops.sqrt(mean_square / (1 - ops.power(ops.cast(self.beta_2, dtype), step))) + self.epsilon
-        self.assign_sub(variable, rate * mean / (1 - ops.power(ops.cast(self.beta_1, dtype), step)) / length)
+        length = ops.sqrt(mean_square / _one_minus_power(self.beta_2, step)) + self.epsilon
+        self.assign_sub(variable, rate * mean / _one_minus_power(self.beta_1, step) / length)
 
     def get_config(self):
         return {**super().get_config(), "l2": self.l2}
+
+
+def _one_minus_power(beta, step):
+    """1 - beta^step. Of a beta near 1 the difference itself would keep five digits in float32."""
+    return -ops.expm1(step * (math.log(beta) if beta else -math.inf))
 
 
 @keras.saving.register_keras_serializable("gpq_tf")
@@ -70,7 +81,7 @@ class ConstantThenCosine(keras.optimizers.schedules.LearningRateSchedule):
         epoch = ops.floor_divide(ops.cast(step, "int32"), self.steps_per_epoch)
         # modulo the period, so that the cosine of a large angle loses no digits
         behind = ops.mod(ops.maximum(epoch - self.constant_epochs, 0), 2 * self.half_period)
-        return self.rate / 2 * (1 + ops.cos(np.pi * ops.cast(behind, "float32") / self.half_period))
+        return self.rate / 2 * (1 + ops.cos(math.pi * ops.cast(behind, "float32") / self.half_period))
 
     def get_config(self):
         names = ("rate", "steps_per_epoch", "constant_epochs", "half_period")

@@ -19,7 +19,7 @@ def encode_gallery(model, images, progress=None):
     Returns:
         PQIndex of N codes.
     """
-    index = PQIndex(model.codebook, model.search_metric)
+    index = PQIndex(model.codebook, model.search_metric, model.source)
     index.add(model.encode(images, progress))
     return index
 

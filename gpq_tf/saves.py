@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from gpq_tf import model_file
 from gpq_tf import settings as settings_module
-from gpq_tf.model_file import read_description
 
 
 class Saves:
@@ -33,9 +33,9 @@ class Saves:
         self.last_good = Path(settings.resume) if settings.resume else None
         self.best = {"epoch": None, "mAP": -1.0}
         if settings.resume and self._best_path.exists():
-            _, record = read_description(self._best_path)
-            # A best model of later epochs belongs to a run that went on from here before.
-            if record.get("epoch", epoch_of_resume + 1) <= epoch_of_resume:
+            record = model_file.read(self._best_path).record
+            # A best model of later epochs belongs to a run that went on from here before; one without an mAP, to none.
+            if "mAP" in record and record.get("epoch", epoch_of_resume + 1) <= epoch_of_resume:
                 self.best = {name: record[name] for name in self.best}
         others = len(by_epoch) - len(self._paths)
         if others:

@@ -10,7 +10,8 @@ from pathlib import Path
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 HEADS = ("gpq", "spq")
 AUGMENTATIONS = ("simclr", "spq2021")
-DATASETS = ("cifar10", "cifar10_folder", "cifar10_tfds", "cifar10_sample")
+CIFAR10 = ("cifar10", "cifar10_folder", "cifar10_tfds", "cifar10_sample")
+DATASETS = (*CIFAR10, "image_folders")
 
 
 def _integer(low, high):
@@ -109,6 +110,7 @@ FIELDS = {
     "tensorboard": (False, _boolean),
     "keep": (None, _optional(_integer(1, 10**6))),
     "query": (None, _optional(_integer(0, 10**9))),
+    "query_image": (None, _optional(_text)),
     "n_pictures": (1, _integer(0, 10**4)),
 }
 # What other heads have by default, and what legacy changes of that, where nothing was given.
@@ -161,14 +163,15 @@ class Settings(types.SimpleNamespace):
     def completed(self, values, given=None):
         """A copy with some values changed (not checked), the derived ones computed anew, and `given` as told.
 
-        Where head or legacy change, so do the defaults of what was not given.
+        Where head or legacy change, so do the defaults of what was not given and has its default.
         """
         given = self.given if given is None else given
         changed = {**self.as_dict(), **values}
         if (changed["head"], changed["legacy"]) != (self.head, self.legacy):
-            own = defaults_of(changed["head"], changed["legacy"])
+            before, own = defaults_of(self.head, self.legacy), defaults_of(changed["head"], changed["legacy"])
             dependent = {name for names in (*_HEAD_DEFAULTS.values(), *_LEGACY_DEFAULTS.values()) for name in names}
-            changed |= {name: own[name] for name in dependent - set(values) - given}
+            untouched = {name for name in dependent - set(values) - given if changed[name] == before[name]}
+            changed |= {name: own[name] for name in untouched}
         return Settings({**changed, **_derived(changed)}, given)
 
 
@@ -229,7 +232,8 @@ def architecture_of(settings):
 
 def fixed_by(architecture):
     """What a model fixes, under the settings' names: a dict, from the dict of RetrievalModel's arguments."""
-    return {name: architecture[argument] for name, argument in _fixed_names(architecture["head"]).items()}
+    names = _fixed_names(architecture["head"])
+    return {name: architecture[argument] for name, argument in names.items() if argument in architecture}
 
 
 def _fixed_names(head):
@@ -328,18 +332,38 @@ def _read_arguments(arguments):
 def _parse_all(given, source):
     parsed = {}
     for name, value in given.items():
-        if name not in FIELDS:
-            folded = {field.lower(): field for field in FIELDS}
-            near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0)
-            raise ValueError(f"Invalid setting {name!r} ({source}). Did you mean {folded[near[0]]!r}?")
-        parse = FIELDS[name][1]
-        try:
-            parsed[name] = parse(value)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError(
-                f"Invalid {name} ({source}). Expected {parse.expected}. Received: {name}={value}"
-            ) from error
+        check_known(name, FIELDS, source)
+        parsed[name] = parse(name, value, source)
     return parsed
+
+
+def check_known(name, names, source):
+    """Refuse a name that is none of `names` (ValueError with the nearest of them)."""
+    if name not in names:
+        folded = {known.lower(): known for known in names}
+        near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0)
+        raise ValueError(f"Invalid setting {name!r} ({source}). Did you mean {folded[near[0]]!r}?")
+
+
+def parse(name, value, source, shown=None):
+    """The value of a setting in its type.
+
+    Args:
+        name: str, the setting's.
+        value: str, or a value of any type.
+        source: str, where it comes from, for the message.
+        shown: str, the name it goes by there, or None for its own.
+
+    Raises:
+        ValueError: if it is of another type or out of range.
+    """
+    parse_value, shown = FIELDS[name][1], shown or name
+    try:
+        return parse_value(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"Invalid {shown} ({source}). Expected {parse_value.expected}. Received: {shown}={value}"
+        ) from error
 
 
 def _settle(base, given, source):

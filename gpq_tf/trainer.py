@@ -14,11 +14,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from gpq_tf import convert, curves, heads, metrics, retrieval, training_state
+from gpq_tf import convert, curves, heads, metrics, model_file, retrieval, training_state
 from gpq_tf import settings as settings_module
 from gpq_tf.convert import mat
 from gpq_tf.data import RetrievalData, check_image_size
-from gpq_tf.model_file import read_description, read_training_state
 from gpq_tf.network import RetrievalModel, find_model, load_model
 from gpq_tf.saves import Saves
 from gpq_tf.train_step import make_step
@@ -62,6 +61,7 @@ def train(settings, data, report=None, progress=None):
     report = report or (lambda line: None)
     if settings.resume:
         settings = settings_of_resumed(settings)
+    settings = settings_of_data(settings, data)
     _check(settings, data)
     if settings.tensorboard:
         curves.check_installed()
@@ -218,12 +218,27 @@ def settings_of_resumed(settings):
     Raises:
         ValueError: if there is no such model, or what is given contradicts its architecture.
     """
-    architecture, record = read_description(find_model(settings.resume))
+    _, architecture, record, *_ = model_file.read(find_model(settings.resume))
     fixed = settings_module.fixed_by(architecture)
     settings_module.check_fixed(settings, fixed, settings.resume)
     before = settings_module.from_dict(record["settings"], settings.resume) if "settings" in record else settings
     given = {name: getattr(settings, name) for name in settings.given}
-    return before.completed({"legacy": architecture["legacy"], **given, **fixed}, settings.given)
+    return before.completed({"legacy": architecture["legacy"], **given, **fixed}, settings.given | set(fixed))
+
+
+def settings_of_data(settings, data):
+    """The settings with what the data tell: n_CLASSES, where it was not given.
+
+    Args:
+        settings: gpq_tf.settings.Settings.
+        data: gpq_tf.data.RetrievalData.
+
+    Returns:
+        gpq_tf.settings.Settings.
+    """
+    if "n_CLASSES" in settings.given:
+        return settings
+    return settings.completed({"n_CLASSES": len(data.class_names)})
 
 
 def subset(data):
@@ -238,8 +253,7 @@ def subset(data):
 
 def _check(settings, data):
     check_image_size(settings, data)
-    # Labels that training does not see may be of any number of classes.
-    if settings.head == "gpq" and len(data.class_names) != settings.n_CLASSES:
+    if len(data.class_names) != settings.n_CLASSES:
         raise ValueError(
             f"Invalid n_CLASSES. Expected the data's, {len(data.class_names)}. Received: n_CLASSES={settings.n_CLASSES}"
         )
@@ -248,7 +262,7 @@ def _check(settings, data):
 def _resumed(settings, optimizer, total, fingerprint):
     """(model, line, steps done) of the run that settings.resume continues; the optimiser is filled."""
     model = load_model(settings.resume, settings.legacy, settings.precision)
-    state = read_training_state(find_model(settings.resume))
+    state = model_file.training_state(model_file.read(find_model(settings.resume)))
     if state is None:
         raise ValueError(
             f"Invalid resume {settings.resume!r}. Expected a model that train.py saved, or a converted checkpoint of "

@@ -6,8 +6,9 @@ import numpy as np
 
 from gpq_tf.files import replacing
 
-RELEVANT = (34, 158, 87)  # green and red, RGB: the exact colours of the frames
+RELEVANT = (34, 158, 87)  # green, red and grey, RGB: the exact colours of the frames
 IRRELEVANT = (214, 58, 53)
+UNKNOWN = (110, 119, 129)
 _INK, _MUTED, _EMPTY = "#1f2328", "#6e7781", "#eef0f2"
 _RESULTS, _COLUMNS = 10, 5
 _DPI = 200
@@ -26,8 +27,8 @@ def ranked_list(path, query_image, query_class, result_images, result_classes, r
     """Draw a query and its ten best answers as a PNG.
 
     The query is at the left; the answers follow in two rows, best first, each with its rank and class, in a
-    green frame when it is relevant and a red one otherwise. Images keep their proportions; small ones are
-    enlarged without smoothing.
+    green frame when it is relevant, a red one when it is not, and a grey one when nobody knows. Images keep their
+    proportions; small ones are enlarged without smoothing.
 
     Args:
         path: str or Path ending in .png, replaced atomically, or a binary file to write into.
@@ -36,7 +37,7 @@ def ranked_list(path, query_image, query_class, result_images, result_classes, r
         result_images: sequence of uint8 (H, W, 3), best first; sizes may differ. Ten are drawn, or as many as
             there are.
         result_classes: sequence of int or str, one for each result.
-        relevant: sequence of bool, one for each result.
+        relevant: sequence of bool, one for each result; or None, not known.
         class_names: sequence of str, the names of classes given as int; None writes the numbers.
         title: str above the picture, or None.
 
@@ -55,6 +56,7 @@ def ranked_list(path, query_image, query_class, result_images, result_classes, r
     into_file = hasattr(path, "write")
     if not into_file and not str(path).lower().endswith(".png"):
         raise ValueError(f"Invalid path. Expected a name ending in .png. Received: path={str(path)!r}")
+    relevant = [None] * len(result_images) if relevant is None else relevant
     if not len(result_images) == len(result_classes) == len(relevant):
         raise ValueError(
             "Invalid results. Expected as many images as classes and relevance flags. "
@@ -77,7 +79,8 @@ def ranked_list(path, query_image, query_class, result_images, result_classes, r
     for i, image in enumerate(images):
         row, column = divmod(i, _COLUMNS)
         x, y = left + column * (_TILE + _GAP), top + row * (_TILE + _CAPTION + _GAP)
-        colour = tuple(channel / 255 for channel in (RELEVANT if relevant[i] else IRRELEVANT))
+        frame = UNKNOWN if relevant[i] is None else RELEVANT if relevant[i] else IRRELEVANT
+        colour = tuple(channel / 255 for channel in frame)
         _tile(figure, x, y, _TILE, image, colour, str(i + 1), _class_name(result_classes[i], class_names))
     with contextlib.nullcontext(path) if into_file else replacing(path) as target:
         figure.savefig(target, format="png", dpi=_DPI)

@@ -27,3 +27,10 @@ def write(path, pixels, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded(pixels, path.suffix, **options))
     return str(path)
+
+
+def exif_jpeg(pixels, orientation):
+    """bytes of a JPEG that asks to be turned: EXIF's orientation, 1 to 8."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(pixels, ".jpg", quality=95, exif=exif)

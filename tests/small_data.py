@@ -1,6 +1,7 @@
 """A CIFAR-like set that a small network learns in seconds: ten colours, with noise."""
 
 import numpy as np
+from PIL import Image
 
 from gpq_tf.data import protocol
 
@@ -19,3 +20,15 @@ def coloured_images(n=1200, seed=0):
 def coloured_data(n=1200, seed=0):
     """`coloured_images`, split: n / 60 queries, n / 12 labelled images, the others gallery."""
     return protocol.split(*coloured_images(n, seed), CLASS_NAMES, "coloured noise")
+
+
+def coloured_folders(root, sizes, side=64):
+    """Write so many PNG and JPEG images a class into root/<part>/<class>/, for {part: number}; part "" is root."""
+    rng = np.random.default_rng(2)
+    for part, n in sizes.items():
+        for name, colour in (("amber", (230, 160, 40)), ("blue", (40, 60, 210)), ("green", (50, 180, 80))):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = np.clip(np.array(colour) + rng.normal(0, 40, (side + i, side, 3)), 0, 255).astype("uint8")
+                Image.fromarray(pixels).save(folder / f"{i:03d}{'.png' if i % 2 else '.jpg'}")

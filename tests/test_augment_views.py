@@ -128,6 +128,11 @@ def close(found, expected, tolerance=ROUNDING):
     np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=tolerance)
 
 
+def quickest(function):
+    """For a few calls: as it is on TensorFlow; JAX compiles the whole sooner than each operation for itself."""
+    return compiled(function) if keras.backend.backend() == "jax" else function
+
+
 # --- every operation on random images
 
 
@@ -140,13 +145,13 @@ def test_crop_and_flip_is_slice_and_interpolate(n, height, width, seed):
     boxes = np.concatenate([rng.integers(0, [height, width] - sides + 1), sides], axis=1).astype("int32")
     flips = rng.random(n) < 0.5
     expected = [plain_crop_and_flip(*case) for case in zip(images.astype("float64"), boxes, flips, strict=True)]
-    close(crop_and_flip(images, boxes, flips), expected, 3e-7)
+    close(quickest(crop_and_flip)(images, boxes, flips), expected, 3e-7)
 
 
 def test_the_whole_box_is_the_image():
     images = random_images(np.random.default_rng(0), 2, 32, 24)
     boxes = np.array([[0, 0, 32, 24]] * 2, "int32")
-    found = np.asarray(crop_and_flip(images, boxes, np.array([False, True])))
+    found = np.asarray(quickest(crop_and_flip)(images, boxes, np.array([False, True])))
     np.testing.assert_array_equal(found, [images[0], images[1, :, ::-1]])
 
 
@@ -158,7 +163,7 @@ def test_every_step_is_the_plain_one(name, recipe):
     low, high = (-0.1, 0.1) if name == "hue" else (0.6, 1.4)
     factors = np.concatenate([[low, high], rng.uniform(low, high, 4)]).astype("float32")
     step = STEPS[recipe][STEP_NAMES.index(name)]
-    found = np.asarray(step(images, factors[:, None, None, None]))
+    found = np.asarray(quickest(step)(images, factors[:, None, None, None]))
     expected = [
         plain_step(name, image.astype("float64"), float(f), recipe) for image, f in zip(images, factors, strict=True)
     ]
@@ -172,7 +177,8 @@ def test_every_step_is_the_plain_one(name, recipe):
 def test_factors_of_one_and_a_turn_of_zero_change_nothing(recipe):
     images = random_images(np.random.default_rng(1), 3, 8, 8)
     unchanged = np.array([[1, 1, 1, 0]] * 3, "float32")
-    close(jitter(images, unchanged, np.arange(4, dtype="int32"), STEPS[recipe]), images, 2 * EPSILON[recipe] + 3e-7)
+    found = quickest(functools.partial(jitter, steps=STEPS[recipe]))(images, unchanged, np.arange(4, dtype="int32"))
+    close(found, images, ROUNDING + 2 * EPSILON[recipe])
 
 
 def test_jitter_keeps_every_order():
@@ -198,7 +204,7 @@ def test_blur_is_a_convolution(n, height, width, radius, seed):
     images = random_images(rng, n, height, width)
     sigmas = rng.uniform(0.1, 2.0, (n, 2)).astype("float32")
     expected = [plain_blur(image, s, radius) for image, s in zip(images.astype("float64"), sigmas, strict=True)]
-    close(blur(images, sigmas, radius), expected)
+    close(quickest(functools.partial(blur, radius=radius))(images, sigmas), expected)
 
 
 @both_recipes
@@ -209,15 +215,15 @@ def test_views_are_the_steps_in_turn(recipe, n, image_size, seed):
     images = random_images(rng, n, *image_size)
     draws = draw_views(rng, n, image_size, recipe)
     expected = [plain_view(image, draws, b, recipe) for b, image in enumerate(images)]
-    close(apply_views(images, draws, recipe), expected, 2 * ROUNDING)
+    close(quickest(functools.partial(apply_views, recipe=recipe))(images, draws), expected, 2 * ROUNDING)
 
 
 # --- apply_views
 
 
 @functools.cache
-def views(recipe, jit=True):
-    return compiled(functools.partial(apply_views, recipe=recipe), jit)
+def views(recipe):
+    return compiled(functools.partial(apply_views, recipe=recipe))
 
 
 def batch(recipe, n=6, image_size=(32, 32), seed=0):
@@ -228,9 +234,9 @@ def batch(recipe, n=6, image_size=(32, 32), seed=0):
 @both_recipes
 def test_compiled_and_not_compiled_agree(recipe):
     images, draws = batch(recipe)
-    plain = np.asarray(apply_views(images, draws, recipe))
-    for jit in (False, True):
-        close(views(recipe, jit)(images, draws), plain)
+    plain = np.asarray(apply_views(images, draws, recipe))  # operation by operation
+    close(views(recipe)(images, draws), plain)
+    close(compiled(functools.partial(apply_views, recipe=recipe), jit=False)(images, draws), plain)
 
 
 @both_recipes
@@ -250,13 +256,14 @@ def test_it_compiles_once_for_all_steps(recipe):
 @both_recipes
 def test_no_image_depends_on_the_others(recipe):
     images, draws = batch(recipe, n=4)
-    together = np.asarray(apply_views(images, draws, recipe))
-    for b in range(4):
+    apply = quickest(functools.partial(apply_views, recipe=recipe))
+    together = np.asarray(apply(images, draws))
+    for b in (0, 3):
         own = {name: drawn if name == "jitter_order" else drawn[b : b + 1] for name, drawn in draws.items()}
-        close(apply_views(images[b : b + 1], own, recipe)[0], together[b], 3e-7)
+        close(apply(images[b : b + 1], own)[0], together[b])
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_views_are_float32(dtype):
     images, draws = batch("simclr")
     found = apply_views(ops.cast(images, dtype), draws, "simclr")
@@ -459,7 +466,7 @@ def nhwc(images):
 @pytest.mark.parametrize("name", STEP_NAMES)
 def test_steps_are_kornias(version, name):
     recorded, images, recipe = recorded_unit(version)
-    step = STEPS[recipe][STEP_NAMES.index(name)]
+    step = quickest(STEPS[recipe][STEP_NAMES.index(name)])
     for key, factor in cases(recorded, f"{name}/"):
         factors = np.full((len(images), 1, 1, 1), factor, "float32")
         close(step(images, factors), nhwc(recorded[key]))
@@ -486,11 +493,12 @@ def test_crops_and_flips_are_kornias(version):
     recorded, images, _ = recorded_unit(version)
     n, height, width, _ = images.shape
     whole = np.array([[0, 0, height, width]] * n, "int32")
-    np.testing.assert_array_equal(np.asarray(crop_and_flip(images, whole, np.ones(n, bool))), nhwc(recorded["hflip"]))
+    flipped = quickest(crop_and_flip)(images, whole, np.ones(n, bool))
+    np.testing.assert_array_equal(np.asarray(flipped), nhwc(recorded["hflip"]))
     boxes = {name: box for name, box in recorded.items() if name.endswith("_boxes_xywh")}
     assert boxes
     for name, box in boxes.items():
-        found = crop_and_flip(images, box[:, [1, 0, 3, 2]], np.zeros(n, bool))
+        found = quickest(crop_and_flip)(images, box[:, [1, 0, 3, 2]], np.zeros(n, bool))
         close(found, nhwc(recorded[name.removesuffix("_boxes_xywh")]), RESIZING)
 
 
@@ -516,9 +524,10 @@ def test_jitters_are_kornias(version):
     recorded, images, recipe = recorded_unit(version)
     orders = [name for name in recorded if name.startswith("jitter/") and name.endswith("_order")]
     assert orders
+    apply = quickest(functools.partial(jitter, steps=STEPS[recipe]))
     for name in orders:
         factors = recorded[name.replace("_order", "_factors_bcsh")].T
-        found = jitter(images[: len(factors)], factors, recorded[name].astype("int32"), STEPS[recipe])
+        found = apply(images[: len(factors)], factors, recorded[name].astype("int32"))
         close(found, nhwc(recorded[name.removesuffix("_order")]))
 
 
@@ -544,7 +553,7 @@ def test_pipelines_are_kornias(version):
         draws["blur_sigmas"] = np.where(np.isnan(sigmas), draws["blur_sigmas"], sigmas)
     assert record["crop_applied"].all()
     images = record["images"].astype("float32") / np.float32(255)
-    close(views(recipe)(images, draws), nhwc(record["out"]), RESIZING)
+    close(quickest(functools.partial(apply_views, recipe=recipe))(images, draws), nhwc(record["out"]), RESIZING)
 
 
 # --- what kornia recorded: statistics of many calls
@@ -654,7 +663,7 @@ def augmented(version, n_call):
 @both_versions
 def test_means_of_views_are_kornias(version):
     """Of every statistic that is recorded with its standard error, a mean over `n_recorded` calls; ours over fewer."""
-    recorded, n_call = recorded_statistics(version), 80
+    recorded, n_call = recorded_statistics(version), 60
     n_recorded = recorded["n_samples"] / len(recorded["images"])
     found = Statistics.of_all(augmented(version, n_call)).summary(recorded["quantile_grid"])
     names = [name for name in found if f"{name}__se" in recorded]

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from keras import ops
 
-from gpq_tf.backbones.batch_norm import DebiasedBatchNormalization
-from gpq_tf.ops import batch_normalize
+from gpq_tf.backbones.batch_norm import BatchNormalization, DebiasedBatchNormalization
+from gpq_tf.ops import batch_normalize, compiled
 
 import golden
 from golden import worst
-from gradients import value_and_gradients
+from gradients import numerical_gradients, value_and_gradients
 
 EPSILON = 1e-3
 
@@ -138,6 +138,133 @@ def test_gradients_in_training():
     ]
     for ours, theirs in zip(found, expected, strict=True):
         assert worst(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 3, 6), (2, 1, 1, 3), (1, 1, 1, 2)])
+def test_the_fused_kernel_and_separate_operations_agree(monkeypatch, shape):
+    inputs = 2 * normals(16, *shape) + 1, 1 + 0.1 * normals(17, shape[-1]), normals(18, shape[-1])
+
+    def all_of_it():
+        y, mean, variance = batch_normalize(*inputs, EPSILON)
+        _, gradients = value_and_gradients(
+            lambda *inputs: batch_normalize(*inputs, EPSILON)[0], list(inputs), 1 + normals(19, *shape)
+        )
+        return [y, mean, variance, *gradients]
+
+    fused = all_of_it()
+    monkeypatch.setattr("gpq_tf.ops._has_fused_kernel", lambda: False)
+    for ours, other in zip(fused, all_of_it(), strict=True):
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(other), rtol=1e-6, atol=3e-6)
+
+
+def test_gradients_are_numerical_ones_too():
+    def plain(x, gamma, beta):
+        mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+        return gamma * (x - mean) / np.sqrt(variance + 1e-5) + beta
+
+    inputs, cotangent = [normals(20, 2, 2, 3, 2) + 1, normals(21, 2), normals(22, 2)], normals(23, 2, 2, 3, 2)
+    _, found = value_and_gradients(lambda *inputs: batch_normalize(*inputs, 1e-5)[0], inputs, cotangent)
+    for ours, theirs in zip(found, numerical_gradients(plain, inputs, cotangent), strict=True):
+        assert worst(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_no_gradient_flows_through_the_statistics(precision):
+    def statistics_alone(x):
+        _, mean, variance = batch_normalize(ops.cast(x, precision), ops.ones(2), ops.zeros(2), 1e-5)
+        return mean + variance
+
+    _, (found,) = value_and_gradients(statistics_alone, [normals(24, 2, 2, 3, 2)], np.ones(2))
+    assert not found.any()
+
+
+def test_sums_over_many_pixels_keep_six_digits():
+    """As many as in the first layers of SPQ's network at a batch of 256.
+
+    A sum of 262,144 values one after the other in float32, as TensorFlow's fused kernel adds them up, makes y wrong by
+    8e-5 here; sums over each image and then over the images by less than 5e-6, which ReLUs and gradients do not notice.
+    """
+    x = np.random.default_rng(25).standard_normal((256, 32, 32, 64), "float32")
+    x += np.linspace(-1, 1, 64, dtype="float32")
+    y, mean, variance = (np.asarray(part) for part in batch_normalize(x, ops.ones(64), ops.zeros(64), 1e-5))
+    n = x.size // 64
+    exact_mean = x.mean(axis=(0, 1, 2), dtype="float64")
+    exact_square = np.einsum("bhwc,bhwc->c", x, x, dtype="float64") / n
+    exact_variance = exact_square - exact_mean**2
+    some = slice(None, None, 32)
+    expected = (x[some] - exact_mean) / np.sqrt(exact_variance + 1e-5)
+    assert np.abs(y[some] - expected).max() < 5e-6
+    assert np.abs(mean - exact_mean).max() < 1e-6
+    assert worst(variance, exact_variance * n / (n - 1)) < 1e-6
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(8, 4, 4, 3), (2, 1, 1, 3), (1, 1, 1, 3)])
+def test_16_bits_round_the_output_alone(shape, precision, jit):
+    """Also by XLA, whose own kernel it is: the same epsilon, statistics in float32 with Bessel's correction."""
+    x = ops.cast(0.01 * normals(26, *shape) + 0.05, precision)
+    gamma, beta = 1 + 0.1 * normals(27, 3), normals(28, 3)
+    normalize = compiled(lambda *inputs: batch_normalize(*inputs, 1e-5), jit)
+    y, mean, variance = normalize(x, gamma, beta)
+    assert keras.backend.standardize_dtype(y.dtype) == precision
+    assert keras.backend.standardize_dtype(mean.dtype) == keras.backend.standardize_dtype(variance.dtype) == "float32"
+    values = ops.convert_to_numpy(ops.cast(x, "float32"))
+    exact_mean, exact_variance, n = statistics(values)
+    assert worst(mean, exact_mean) < 1e-5
+    assert worst(variance, exact_variance * n / max(n - 1, 1)) < 1e-3
+    expected = gamma * (values - exact_mean) / np.sqrt(exact_variance + 1e-5) + beta
+    places = 8 if precision == "bfloat16" else 11
+    assert worst(ops.convert_to_numpy(ops.cast(y, "float32")), expected) < 2.0**-places + 1e-3
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_gradients_in_16_bits(precision):
+    inputs, g = [normals(29, 4, 3, 2, 5), 1 + 0.1 * normals(30, 5), normals(31, 5)], normals(32, 4, 3, 2, 5)
+
+    def normalize(x, gamma, beta, precision):
+        return ops.cast(batch_normalize(ops.cast(x, precision), gamma, beta, 1e-5)[0], "float32")
+
+    _, expected = value_and_gradients(lambda *inputs: normalize(*inputs, "float32"), inputs, g)
+    _, found = value_and_gradients(lambda *inputs: normalize(*inputs, precision), inputs, g)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert worst(ours, theirs) < 0.02
+
+
+# --- as PyTorch keeps its statistics
+
+
+@pytest.mark.parametrize(("momentum", "epsilon"), [(0.9, 1e-5), (0.5, 0.1)])
+def test_torchs_statistics_are_averages_of_the_batches(momentum, epsilon):
+    layer = BatchNormalization(momentum, epsilon)
+    layer.build((None, None, None, 6))
+    moving_mean, moving_variance = np.zeros(6), np.ones(6)
+    for step in range(12):
+        x = (1 + step) * normals(step, 3, 4, 2, 6) + step
+        y = layer(x, training=True)
+        mean, variance, n = statistics(x)
+        moving_mean = momentum * moving_mean + (1 - momentum) * mean
+        moving_variance = momentum * moving_variance + (1 - momentum) * variance * n / (n - 1)
+        assert worst(y, (x - mean) / np.sqrt(variance + epsilon)) < 2e-6
+        assert worst(layer.moving_mean, moving_mean) < 3e-6
+        assert worst(layer.moving_variance, moving_variance) < 3e-6
+    x = normals(33, 2, 3, 3, 6)
+    assert worst(layer(x), (x - moving_mean) / np.sqrt(moving_variance + epsilon)) < 5e-6
+
+
+def test_torchs_defaults():
+    layer = BatchNormalization()
+    assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)
+    again = BatchNormalization.from_config(BatchNormalization(0.8, 0.01).get_config())
+    assert (again.momentum, again.epsilon) == (0.8, 0.01)
+    layer.build((None, None, None, 3))
+    names = [weight.name for weight in layer.weights]
+    assert sorted(names) == ["beta", "gamma", "moving_mean", "moving_variance"]
+    assert [weight.name for weight in layer.trainable_variables] == ["gamma", "beta"]
+    # small activations: the epsilon is a part of the result
+    x = 1e-3 * normals(34, 4, 3, 3, 3)
+    mean, variance, _ = statistics(x)
+    assert worst(layer(x, training=True), (x - mean) / np.sqrt(variance + 1e-5)) < 2e-6
 
 
 def test_gradients_in_inference():

@@ -142,7 +142,10 @@ def test_config_py_of_the_current_folder_counts(here, cifar_folder, capsys):
         (["demo", "--model_load_path=small.keras", "--n_pictures=201"], "Expected at most 200"),
         (["demo", "--model_load_path=small.keras", "--dataset=cifar10_folder"], "batches.meta"),
         (["demo", "--model_load_path=small.keras", "--data_dir=~/cifar10"], "Invalid data_dir '~/cifar10'"),
-        (["demo", "--model_load_path=small.keras", "--image_size=64"], "Invalid image_size. Expected the data's"),
+        (["demo", "--model_load_path=small.keras", "--query_image=no.jpg"], "No such file or directory: 'no.jpg'"),
+        (["demo", "--model_load_path=small.keras", "--query_image=small.keras"], "small.keras: expected an image"),
+        (["demo", "--model_load_path=small.keras", "--head=spq"], "Invalid head. Expected gpq, which the model small"),
+        (["demo", "--model_load_path=small.keras", "--dataset=image_folders", "--data_dir=no"], "directory: 'no'"),
         (["evaluate", "small.keras", "nowhere"], "Invalid data_dir 'nowhere'"),
         (["demo", "--model_load_path=small.keras", "--dataset=cifar10_tfds"], "--download=True"),
         (["demo", "--model_load_path=small.keras", "--cifar10_label_sim_path=no.mat"], "no.mat"),
@@ -153,7 +156,7 @@ def test_config_py_of_the_current_folder_counts(here, cifar_folder, capsys):
         (["convert", "nothing.ckpt", "x.keras"], "Received: no such file"),
         (["convert", "small.keras", "x.keras"], "Received: a file of another kind"),
         (["convert", "nothing.ckpt", "x.h5"], "Expected a name that ends in .keras"),
-        (["serve"], "Expected one of demo, train, convert, evaluate"),
+        (["serve"], "Expected one of demo, train, spq, cgd, convert, evaluate"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(here, model, arguments, message, capsys):

@@ -63,6 +63,27 @@ def test_reads_the_originals_layout(folder, dataset):
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar10_folder"])
+def test_reads_the_folder_that_the_archive_unpacks_to(folder, tmp_path, dataset):
+    (tmp_path / "data").mkdir()
+    unpacked = folder.rename(tmp_path / "data" / "cifar-10-batches-py")
+    data = gpq_data.load(dataset, tmp_path / "data")
+    check(data)
+    assert data.source == f"CIFAR-10, 600 images from {unpacked} (original layout)"
+    (unpacked / "test_batch").unlink()
+    with pytest.raises(ValueError, match=rf"{unpacked}\. Expected the files of .* Missing: test_batch$"):
+        gpq_data.load(dataset, tmp_path / "data")
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar10_folder"])
+def test_the_files_of_the_folder_itself_come_first(folder, dataset):
+    (folder / "cifar-10-batches-py").mkdir()
+    check(gpq_data.load(dataset, folder))
+    (folder / "data_batch_3").unlink()
+    with pytest.raises(ValueError, match=r"Missing: data_batch_3$"):
+        gpq_data.load(dataset, folder)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar10_folder"])
 def test_an_incomplete_folder_never_turns_into_the_sample(folder, dataset):
     (folder / "data_batch_3").unlink()
     (folder / "batches.meta").unlink()
@@ -93,6 +114,45 @@ def test_the_sample_has_one_split():
     default, legacy = (gpq_data.load("cifar10_sample", legacy=legacy) for legacy in (False, True))
     for role in ROLES:
         assert (getattr(default, role) == getattr(legacy, role)).all()
+
+
+def check_train_test(data):
+    """The last sixth, the test batch, are the queries, in the files' order."""
+    check(data)
+    assert data.gallery_index.tolist() == list(range(500))
+    assert data.query_index.tolist() == list(range(500, 600))
+    assert data.unlabelled_images is data.gallery_images
+
+
+def test_spqs_split_of_the_originals_layout(folder):
+    check_train_test(gpq_data.load("cifar10", folder, split="train_test"))
+
+
+def test_spqs_split_of_tensorflow_datasets(tmp_path):
+    store(tmp_path)
+    check_train_test(gpq_data.load("cifar10", tmp_path, split="train_test"))
+
+
+def test_spqs_split_of_the_sample_is_the_whole_sets_in_small():
+    data = gpq_data.load("cifar10_sample", split="train_test")
+    with np.load(cifar10.__file__.replace("cifar10.py", "cifar10_sample.npz")) as stored:
+        place = stored["sample_index"].astype(int)  # in the whole set, where the first 50,000 are training images
+    assert place[data.query_index].min() >= 50_000
+    assert place[data.gallery_index].max() < 50_000
+    assert len(data.query_index) + len(data.gallery_index) == 12_000
+    assert len(data.query_index) > 1_000
+    assert np.bincount(data.query_labels, minlength=10).min() > 100
+    assert data.source.startswith("embedded CIFAR-10 sample, 12,000 of 60,000 images")
+
+
+def test_legacy_plays_no_part_in_spqs_split(folder):
+    check_train_test(gpq_data.load("cifar10", folder, legacy=True, split="train_test"))
+
+
+def test_refuses_unknown_splits(folder):
+    with pytest.raises(ValueError) as caught:
+        gpq_data.load("cifar10", folder, split="test")
+    assert str(caught.value) == "Invalid split. Expected one of gpq, train_test. Received: split='test'"
 
 
 def test_refuses_unknown_names():

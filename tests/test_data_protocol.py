@@ -124,3 +124,49 @@ def test_refuses_labels_it_cannot_split(labels, legacy, message):
 def test_refuses_images_that_are_not_uint8_nhwc():
     with pytest.raises(ValueError, match=r"Expected uint8 \(N, H, W, 3\). Received: float64 \(600, 1, 1, 3\)"):
         protocol.split(np.zeros((600, 1, 1, 3)), np.arange(600) % 10, NAMES, "here")
+
+
+# --- SPQ's split
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 60), st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_train_test_is_the_rule_told_as_a_loop(n, n_classes, seed):
+    rng = np.random.default_rng(seed)
+    labels, in_test = rng.integers(0, n_classes, n), rng.random(n) < 0.4
+    in_test[:2] = [True, False]
+    data = protocol.train_test(images_of(labels), labels, NAMES[:n_classes], "random", in_test)
+    assert data.gallery_index.tolist() == [i for i in range(n) if not in_test[i]]
+    assert data.query_index.tolist() == [i for i in range(n) if in_test[i]]
+    for role in ("labelled", "gallery", "query"):
+        index = getattr(data, f"{role}_index")
+        assert (number_of(getattr(data, f"{role}_images")) == index).all()
+        assert (getattr(data, f"{role}_labels") == labels[index]).all()
+    assert data.unlabelled_images is data.gallery_images
+    assert (data.source, data.class_names) == ("random", NAMES[:n_classes])
+
+
+def test_train_test_shows_no_label_to_training():
+    data = protocol.train_test(images_of(range(9)), np.arange(9) % 3, NAMES[:3], "here", np.arange(9) > 5)
+    assert (data.labelled_images.shape, data.labelled_labels.shape) == ((0, 1, 1, 3), (0,))
+    assert data.labelled_index.dtype == data.gallery_index.dtype == data.query_index.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("labels", "in_test", "message"),
+    [
+        (
+            np.arange(4),
+            np.ones(4, bool),
+            r"Expected bool \(4,\), some true and some false. Received: bool \(4,\), 4 true",
+        ),
+        (np.arange(4), np.zeros(4, bool), r"Invalid in_test. .* Received: bool \(4,\), 0 true"),
+        (np.arange(4), np.arange(4), r"Invalid in_test. .* Received: int64 \(4,\), 3 true"),
+        (np.arange(4), np.arange(3) > 1, r"Invalid in_test. Expected bool \(4,\), .* Received: bool \(3,\), 1 true"),
+        (np.arange(4) + 1, np.arange(4) > 1, r"Invalid labels. Expected 0..3. Received: 1..4"),
+        (np.arange(4.0), np.arange(4) > 1, r"Invalid labels. Expected integers \(4,\). Received: float64 \(4,\)"),
+    ],
+)
+def test_train_test_refuses_what_it_cannot_split(labels, in_test, message):
+    with pytest.raises(ValueError, match=message):
+        protocol.train_test(images_of(range(4)), labels, NAMES[:4], "here", in_test)

@@ -108,5 +108,5 @@ def test_the_entropy_reaches_the_features_reversed():
 
 
 def test_an_unknown_head_is_refused():
-    with pytest.raises(ValueError, match=r"Invalid head. Expected one of gpq, spq. Received: head='vgg'"):
+    with pytest.raises(ValueError, match=r"Invalid head. Expected one of gpq, spq, cgd. Received: head='vgg'"):
         recipe("vgg")

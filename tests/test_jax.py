@@ -18,6 +18,10 @@ GROUPS = (
         "test_losses.py",
         "test_augment.py",
         "test_batch_norm.py",
+        "test_golden_spq.py::test_soft_assignment_and_its_gradients",
+        "test_golden_spq.py::test_the_contrastive_loss_and_its_gradients",
+        "test_golden_spq.py::test_codes_and_the_first_of_equal_codewords",
+        "test_golden_spq.py::test_features_and_codes",
     ),
     (
         "test_ops.py",
@@ -26,12 +30,18 @@ GROUPS = (
         "test_convolution.py",
         "test_vgg.py",
         "test_network.py",
+        "test_optimizers.py",
+        "test_resnet.py::test_training_is_the_definition_and_keeps_every_batchs_statistics_in_turn",
+        "test_augment_views.py::test_views_are_the_steps_in_turn",
         "test_model_file.py::test_everything_comes_back",
         "test_model_file.py::test_float16_rounds_matrices_and_halves_the_file",
     ),
 )
-# Whole training steps: beside the others in the slow run.
-STEPS = ("test_golden_step.py", "test_heads_gpq.py")
+# Whole training steps and SPQ's network: beside the others in the slow run.
+STEPS = (
+    ("test_golden_step.py", "test_heads_gpq.py"),
+    ("test_golden_spq.py", "test_heads_spq.py", "test_resnet.py", "test_augment_views.py"),
+)
 # About 340 with the golden numbers, 215 without.
 FEWEST = 195
 
@@ -52,7 +62,7 @@ def test_the_mathematics_is_the_same_on_jax(optimised):
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     options = {"cwd": Path(__file__).parent, "env": environment, "text": True, "stdout": subprocess.PIPE}
-    groups = [*GROUPS, STEPS] if optimised else GROUPS
+    groups = [*GROUPS, *STEPS] if optimised else GROUPS
     runs = [subprocess.Popen([*command, *group], stderr=subprocess.STDOUT, **options) for group in groups]
     n_passed = 0
     for run, (output, _) in [(run, run.communicate()) for run in runs]:

@@ -65,6 +65,23 @@ def plain_entropy(x, prototypes, n_book):
     return total / len(x)
 
 
+def plain_cosine(x, y):
+    lengths = (max(math.sqrt(np.dot(vector, vector)), 1e-8) for vector in (x, y))
+    return np.dot(x, y) / math.prod(lengths)
+
+
+def plain_contrastive(x_a, x_b, z_a, z_b, temperature=0.5):
+    total, size = 0.0, len(x_a)
+    for first, second in ((x_a, z_b), (x_b, z_a)):
+        rows = [*first, *second]
+        for i, row in enumerate(rows):
+            similarities = [plain_cosine(row, other) / temperature for other in rows]
+            partner = similarities[(i + size) % (2 * size)]
+            others = np.array(similarities[:i] + similarities[i + 1 :])
+            total += others.max() + math.log(np.sum(np.exp(others - others.max()))) - partner
+    return total / (2 * size)
+
+
 @random_cases
 @given(SIZES, SIZES, SIZES, st.integers(1, 4))
 def test_n_pair_loss_is_the_loop(n, n_book, d, n_classes):
@@ -92,6 +109,16 @@ def test_entropy_and_similarity_are_the_loops(n, n_book, d, n_classes):
     assert float(losses.subspace_entropy(x, prototypes, n_book)) == pytest.approx(plain_entropy(*doubles), abs=3e-6)
 
 
+@random_cases
+@given(st.integers(1, 9), st.integers(1, 12), st.sampled_from([0.05, 0.5, 3.0]), st.floats(-3, 3))
+def test_contrastive_loss_is_the_loop(n, width, temperature, exponent):
+    inputs = [normals([21, i], n, width) * np.float32(10.0**exponent) for i in range(4)]
+    value = float(losses.cross_quantized_contrastive(*inputs, temperature))
+    expected = plain_contrastive(*(x.astype("float64") for x in inputs), temperature)
+    # cosines are right to 2e-7, and the temperature divides them
+    assert value == pytest.approx(expected, rel=2e-6, abs=1e-6 / temperature)
+
+
 def test_gradients_of_the_n_pair_loss():
     similarity, inputs = similarity_of(np.array([0, 1, 0])), [normals(5, 3, 4), normals(6, 3, 4)]
     _, found = value_and_gradients(lambda x, q: losses.n_pair_product_quantization(similarity, x, q, 2), inputs, 1.0)
@@ -113,6 +140,15 @@ def test_gradients_of_the_entropy():
     expected = numerical_gradients(lambda x, c: plain_entropy(x, c, 2), inputs, 1.0)
     for ours, theirs in zip(found, expected, strict=True):
         assert worst(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_gradients_of_the_contrastive_loss(n):
+    inputs = [normals([22, i], n, 4) for i in range(4)]
+    _, found = value_and_gradients(losses.cross_quantized_contrastive, inputs, 1.0)
+    expected = numerical_gradients(plain_contrastive, inputs, 1.0)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_no_gradient_flows_to_labels():
@@ -176,6 +212,43 @@ def test_classification_of_equal_and_of_huge_logits():
     assert float(shifted) == pytest.approx(float(losses.classification(targets, logits)), abs=1e-5)
 
 
+def test_the_contrastive_loss_is_the_same_for_either_view_first_and_for_any_order_of_the_images():
+    x_a, x_b, z_a, z_b = (normals([23, i], 7, 6) for i in range(4))
+    value = float(losses.cross_quantized_contrastive(x_a, x_b, z_a, z_b))
+    for other in (
+        (x_b, x_a, z_b, z_a),
+        (z_a, z_b, x_a, x_b),  # the rows of a contrast change places
+        tuple(x[::-1] for x in (x_a, x_b, z_a, z_b)),
+        (3 * x_a, 0.1 * x_b, 100 * z_a, z_b),  # cosines know no lengths
+    ):
+        assert float(losses.cross_quantized_contrastive(*other)) == pytest.approx(value, rel=1e-6)
+    assert abs(float(losses.cross_quantized_contrastive(x_a, x_b, z_b, z_a)) - value) > 0.01
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 256])
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_the_contrastive_loss_of_equal_cosines(n, temperature):
+    x = np.repeat(normals(24, 1, 6), n, axis=0)
+    value = float(losses.cross_quantized_contrastive(x, 2 * x, x, 5 * x, temperature))
+    assert value == pytest.approx(2 * math.log(2 * n - 1), abs=5e-6)
+
+
+def test_the_contrastive_loss_falls_to_that_of_orthogonal_images():
+    """Both views equal, images at right angles: 2 log(1 + (2B - 2) exp(-1 / temperature))."""
+    x = np.eye(5, dtype="float32")
+    value = float(losses.cross_quantized_contrastive(x, x, x, x, 0.5))
+    assert value == pytest.approx(2 * math.log(1 + 8 * math.exp(-2)), rel=1e-6)
+    assert value < float(losses.cross_quantized_contrastive(*(normals([25, i], 5, 5) for i in range(4)), 0.5))
+
+
+def test_descriptors_of_zeros_have_a_loss_and_no_gradient():
+    zeros = np.zeros((3, 4), "float32")
+    value, gradients = value_and_gradients(losses.cross_quantized_contrastive, [zeros] * 4, 1.0)
+    assert value == pytest.approx(2 * math.log(5), rel=1e-6)
+    for gradient in gradients:
+        assert not gradient.any()
+
+
 def test_entropy_lies_between_certain_and_uniform():
     prototypes = np.eye(6, dtype="float32")
     uniform = float(losses.subspace_entropy(np.zeros((2, 6), "float32"), prototypes, 3))
@@ -204,6 +277,13 @@ def test_shapes_that_do_not_fit_are_refused():
         (
             lambda: losses.subspace_entropy(x, np.zeros((10, 6), "float32"), 2),
             "Invalid prototypes. Expected (C, 4), as long as the descriptors. Received: shape (10, 6)",
+        ),
+        *(
+            (
+                lambda i=i: losses.cross_quantized_contrastive(*[x] * i, x[:2], *[x] * (3 - i)),
+                f"Invalid {name}. Expected the shape of x_a, (3, 4). Received: shape (2, 4)",
+            )
+            for i, name in ((1, "x_b"), (2, "z_a"), (3, "z_b"))
         ),
         (
             lambda: losses.mean_book_similarity(x, x, 3),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpq_tf import load_model, model_file
-from gpq_tf.backbones import vgg
+from gpq_tf.backbones import resnet, vgg
 from gpq_tf.network import RetrievalModel
 
 SIZES = {"n_book": 2, "bn_word": 2, "len_code": 3, "n_classes": 3, "width_multiplier": 1 / 64}
@@ -88,7 +88,8 @@ def test_everything_comes_back(model, whole):
     assert same_weights(loaded, model)
     assert loaded.architecture == model.architecture == {**SIZES, "head": "gpq", "legacy": False, "seed": 5}
     assert loaded.record == model.record
-    assert model_file.read_description(whole) == (model.architecture, model.record)
+    file = model_file.read(whole)
+    assert (file.architecture, file.record) == (model.architecture, model.record)
 
 
 def test_float16_rounds_matrices_and_halves_the_file(tmp_path):
@@ -212,7 +213,7 @@ def test_a_folder_and_an_absent_file_are_refused(tmp_path):
         with pytest.raises(ValueError, match=f"Invalid model. .* Received: '{tmp_path}/{name}'"):
             load_model(tmp_path / name)
         with pytest.raises(ValueError, match=f"Invalid model file '{tmp_path}/{name}'. Expected a whole .keras"):
-            model_file.read_description(tmp_path / name)
+            model_file.read(tmp_path / name)
 
 
 def test_other_archives_are_refused(path, model):
@@ -336,6 +337,72 @@ def test_a_record_that_is_no_dict_is_as_none(path, model, whole):
     loaded = load_model(path)
     assert loaded.record == {}
     assert same_weights(loaded, model)
+
+
+# --- models of SPQ
+
+SPQ = {"head": "spq", "n_book": 2, "bn_word": 2, "len_code": 3, "width_multiplier": 1 / 64}
+
+
+@pytest.fixture(scope="module")
+def spq_model():
+    """Every array is another; the statistics stay positive."""
+    model = RetrievalModel(**SPQ, seed=5)
+    rng = np.random.default_rng(1)
+    model.set_weights([w + 0.3 * rng.random(w.shape).astype("float32") for w in model.get_weights()])
+    model.record = {"epoch": 3}
+    return model
+
+
+@pytest.fixture(scope="module")
+def spq_whole(spq_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("spq") / "model.keras"
+    spq_model.save(path)
+    return path
+
+
+def test_spq_comes_back(spq_model, spq_whole):
+    loaded = load_model(spq_whole)
+    assert same_weights(loaded, spq_model)
+    assert loaded.architecture == spq_model.architecture == {**SPQ, "legacy": False, "seed": 5}
+    assert (loaded.head_name, loaded.search_metric, loaded.record) == ("spq", "l2", {"epoch": 3})
+    np.testing.assert_array_equal(loaded.embed(IMAGES), spq_model.embed(IMAGES))
+    assert load_model(spq_whole, legacy=True).architecture["legacy"] is True
+
+
+def test_spq_in_float16(tmp_path, spq_model):
+    spq_model.save(tmp_path / "half.keras", weights_dtype="float16")
+    loaded = load_model(tmp_path / "half.keras")
+    for ours, original in zip(loaded.get_weights(), spq_model.get_weights(), strict=True):
+        expected = original.astype("float16").astype("float32") if original.ndim > 1 else original
+        np.testing.assert_array_equal(ours, expected)
+    assert np.abs(loaded.embed(IMAGES) - spq_model.embed(IMAGES)).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"n_classes": 3}, "a description of the network: bn_word, head, "),
+        ({"head": "gpq"}, "a description of the network: bn_word, head, "),
+        ({"head": "gpq", "n_classes": 3}, "weights"),
+        ({"n_book": 3}, "weights"),
+        ({"n_book": True}, "Invalid n_book. Expected an integer from 1 to 256. Received: n_book=True"),
+    ],
+)
+def test_spq_mixed_with_another_architecture_is_refused(path, spq_model, spq_whole, change, words):
+    forged(path, spq_whole, {"architecture": {**spq_model.architecture, **change}})
+    check_refusal(path, words)
+
+
+@pytest.mark.parametrize(
+    "change", [{"n_book": 256, "len_code": 4096, "bn_word": 16}, {"width_multiplier": 8.0}, {"width_multiplier": 1.0}]
+)
+@pytest.mark.parametrize("weights_dtype", ["float32", "float16"])
+def test_sizes_of_spq_are_held_against_the_weights(path, spq_model, spq_whole, monkeypatch, change, weights_dtype):
+    architecture = {**spq_model.architecture, **change}
+    forged(path, spq_whole, {"architecture": architecture, "weights_dtype": weights_dtype})
+    monkeypatch.setattr(resnet, "ResNet", None)  # nothing is built
+    check_refusal(path, "weights for the network it describes, ")
 
 
 # --- weights with right checksums
@@ -471,7 +538,7 @@ def test_flipped_bits_under_a_right_checksum_are_refused_or_change_numbers_only(
         damaged[rng.integers(len(weights))] ^= 1 << rng.integers(8)
         forged(path, whole, **{"model.weights.h5": bytes(damaged)})
         try:
-            model_file.read_weights(target, path)
+            model_file.load_weights(target, model_file.read(path))
         except ValueError as error:
             assert str(error).startswith(f"Invalid model file {str(path)!r}. Expected weights")
             n_refused += 1

@@ -7,6 +7,7 @@ from keras import ops
 
 from gpq_tf import load_model, network
 from gpq_tf.backbones import vgg
+from gpq_tf.index import PQIndex
 from gpq_tf.network import BATCH_SIZE, RetrievalModel, find_model
 from gpq_tf.quantizer import decode, hard_assign
 
@@ -185,7 +186,7 @@ def test_the_head_is_named(model):
             "Invalid width_multiplier. Expected a number above 0, at most 8. Received: width_multiplier=0",
         ),
         ({"legacy": 1}, "Invalid legacy. Expected True or False. Received: legacy=1"),
-        ({"head": "vgg"}, "Invalid head. Expected one of gpq, spq. Received: head='vgg'"),
+        ({"head": "vgg"}, "Invalid head. Expected one of gpq, spq, cgd. Received: head='vgg'"),
     ],
 )
 def test_sizes_out_of_range_are_refused(changes, message):
@@ -199,6 +200,76 @@ def test_the_seed_decides_the_initial_values():
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)
     assert sum((a != b).any() for a, b in zip(first, other, strict=True)) == 10 + 3  # kernels, codebook, prototypes
+
+
+# --- SPQ
+
+
+@pytest.fixture(scope="module")
+def spq():
+    model = RetrievalModel("spq", n_book=3, len_code=4, width_multiplier=1 / 64, seed=1)
+    model.set_weights(shuffled_weights(model, 1))
+    return model
+
+
+def test_spq_searches_with_descriptors_and_codewords_as_they_are(spq):
+    images, gallery = random_images(6), random_images(40, seed=1)
+    queries, codes = spq.embed(images), spq.encode(gallery)
+    raw = spq.describe(spq.preprocess(images))
+    assert (queries.dtype, codes.dtype, spq.head_name, spq.search_metric) == (np.float32, np.uint8, "spq", "l2")
+    assert worst(queries, ops.convert_to_numpy(raw)) < OTHER_BATCH
+    np.testing.assert_array_equal(spq.codebook, ops.convert_to_numpy(spq.head.quantizer.codebook))
+    np.testing.assert_array_equal(codes, np.asarray(hard_assign(spq.embed(gallery), spq.codebook, "l2")))
+
+    index = PQIndex(spq.codebook, spq.search_metric)
+    index.add(codes)
+    distances, ids = index.search(queries, 40)
+    for row, query in enumerate(queries.astype("float64").reshape(6, 3, 4)):
+        expected = [np.linalg.norm(query - spq.codebook[np.arange(3), code], axis=-1).sum() for code in codes]
+        assert worst(distances[row], np.sort(expected)) < 3e-6
+        assert worst(np.take(expected, ids[row]), np.sort(expected)) < 3e-6
+
+
+def test_spq_is_deterministic(spq):
+    """The same seed, weights and images: the same bits, in another model too."""
+    first, second, other = (
+        RetrievalModel("spq", n_book=3, len_code=4, width_multiplier=1 / 64, seed=seed) for seed in (4, 4, 5)
+    )
+    for ours, theirs in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    # kernels, the bias of either dense layer, the codebook
+    changed = [(a != b).any() for a, b in zip(first.get_weights(), other.get_weights(), strict=True)]
+    assert sum(changed) == 20 + 2 + 2 + 1
+    second.set_weights(spq.get_weights())
+    images = random_images(30)
+    np.testing.assert_array_equal(spq.embed(images), spq.embed(images))
+    np.testing.assert_array_equal(second.embed(images), spq.embed(images))
+    np.testing.assert_array_equal(second.encode(images), spq.encode(images))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 2), (9, 31)])
+def test_spq_takes_images_of_any_size(spq, size):
+    images = random_images(3, *size)
+    assert np.isfinite(spq.embed(images)).all()
+    assert spq.encode(images).shape == (3, 3)
+
+
+def test_spq_refuses_no_pixels_and_classes(spq):
+    with pytest.raises(ValueError) as caught:
+        spq.embed(np.zeros((2, 0, 8, 3), "uint8"))
+    assert str(caught.value) == (
+        "Invalid images. Expected uint8 (N, H, W, 3) with H and W at least 1. Received: uint8 (2, 0, 8, 3)"
+    )
+    with pytest.raises(ValueError) as caught:
+        RetrievalModel("spq", n_classes=10)
+    assert str(caught.value) == (
+        "Invalid argument. Expected one of n_book, bn_word, len_code, width_multiplier, legacy, seed for spq. "
+        "Received: n_classes"
+    )
+
+
+def test_spq_takes_the_largest_seed():
+    assert RetrievalModel("spq", n_book=1, len_code=1, width_multiplier=1 / 64, seed=2**32 - 1).codebook.any()
 
 
 # --- weights that change

@@ -11,7 +11,7 @@ from gpq_tf import quantizer
 from gpq_tf.convert.gpq_names import books_of
 from gpq_tf.heads.gpq import GPQHead
 from gpq_tf.ops import compiled
-from gpq_tf.quantizer import ProductQuantizer, decode, hard_assign, soft_assign
+from gpq_tf.quantizer import ProductQuantizer, decode, hard_assign, soft_assign, soft_assign_l2
 
 import golden
 from golden import worst
@@ -44,6 +44,18 @@ def plain_soft_assign(x, codebook, alpha):
             weights = np.exp(scores - scores.max())
             z = sum(w * word for w, word in zip(weights / weights.sum(), codebook[j], strict=True))
             out[b, part] = z / np.sqrt(max(np.dot(z, z), 1e-12))
+    return out
+
+
+def plain_soft_assign_l2(x, codebook, alpha):
+    n_book, n_word, d = codebook.shape
+    out = np.zeros_like(x)
+    for b in range(len(x)):
+        for j in range(n_book):
+            part = slice(j * d, (j + 1) * d)
+            scores = np.array([-alpha * np.sum((x[b, part] - codebook[j, k]) ** 2) for k in range(n_word)])
+            weights = np.exp(scores - scores.max())
+            out[b, part] = sum(w * word for w, word in zip(weights / weights.sum(), codebook[j], strict=True))
     return out
 
 
@@ -111,6 +123,52 @@ def test_soft_assignment_of_huge_and_of_zero_descriptors_is_finite_and_unit():
     for x in (np.zeros((2, 12), "float32"), 1e4 * normals(13, 2, 12)):
         lengths = np.linalg.norm(np.asarray(soft_assign(x, codebook, 20.0)).reshape(2, 3, 4), axis=-1)
         np.testing.assert_allclose(lengths, 1, atol=1e-6)
+
+
+# --- soft assignment by distance
+
+
+@random_cases
+@given(SIZES, SIZES, WORDS, SIZES, st.floats(0.1, 40))
+def test_soft_assignment_by_distance_is_the_loop(n, n_book, n_word, d, alpha):
+    x, codebook = normals(21, n, n_book * d), normals(22, n_book, n_word, d)
+    expected = plain_soft_assign_l2(x.astype("float64"), codebook.astype("float64"), alpha)
+    # softmax turns an error of alpha * |score| * 6e-8 in the exponent into a relative one
+    assert worst(soft_assign_l2(x, codebook, alpha), expected) < 1e-4
+
+
+def test_gradients_of_soft_assignment_by_distance():
+    inputs, cotangent = [normals(23, 2, 6), normals(24, 2, 4, 3)], normals(25, 2, 6)
+    _, found = value_and_gradients(lambda x, c: soft_assign_l2(x, c, 3.0), inputs, cotangent)
+    expected = numerical_gradients(lambda x, c: plain_soft_assign_l2(x, c, 3.0), inputs, cotangent)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert worst(ours, theirs) < 1e-5
+
+
+def test_soft_assignment_by_distance_becomes_hard_as_alpha_grows():
+    """The nearest codeword, of whatever length: those of other directions and other lengths are in the book."""
+    x, codebook = normals(26, 20, 12), 2 * normals(27, 3, 8, 4)
+    hard = np.asarray(decode(hard_assign(x, codebook, "l2"), codebook))
+    distances = [np.abs(np.asarray(soft_assign_l2(x, codebook, alpha)) - hard).max() for alpha in (1, 30, 1e6)]
+    assert distances[0] > distances[1] > distances[2]
+    assert distances[2] == 0
+    assert (np.asarray(decode(hard_assign(x, codebook), codebook)) != hard).any()
+
+
+def test_soft_assignment_by_distance_becomes_the_mean_codeword_as_alpha_vanishes():
+    x, codebook = normals(28, 3, 12), normals(29, 3, 8, 4)
+    expected = codebook.mean(axis=1).reshape(1, 12).repeat(3, axis=0)
+    assert worst(soft_assign_l2(x, codebook, 1e-9), expected) < 1e-6
+
+
+def test_distance_moves_with_both_and_lies_within_the_book():
+    """x + v among codewords + v gives z + v; far away, the nearest codeword alone."""
+    x, codebook, v = normals(30, 4, 12), normals(31, 3, 8, 4), normals(32, 3, 1, 4)
+    found = np.asarray(soft_assign_l2(x, codebook, 5.0))
+    moved = soft_assign_l2(x + v.reshape(12), codebook + v, 5.0)
+    assert worst(moved, found + v.reshape(12)) < 1e-5
+    far = np.asarray(soft_assign_l2(1e4 * x, codebook, 5.0))
+    np.testing.assert_array_equal(far, np.asarray(decode(hard_assign(1e4 * x, codebook, "l2"), codebook)))
 
 
 # --- hard assignment
@@ -227,6 +285,7 @@ def test_what_does_not_fit_is_refused():
     sizes = "Invalid x. Expected (B, 15) for a codebook of 3 books with codewords of length 5. Received: shape (5, 12)"
     cases = [
         (lambda: soft_assign(x, codebook, 20.0), sizes),
+        (lambda: soft_assign_l2(x, codebook, 5.0), sizes),
         (lambda: hard_assign(x, codebook), sizes),
         (
             lambda: hard_assign(x, np.zeros((3, 16, 4), "float32"), "dot"),
@@ -235,6 +294,10 @@ def test_what_does_not_fit_is_refused():
         (
             lambda: decode(np.zeros((5, 4), "uint8"), codebook),
             "Invalid codes. Expected (B, 3), one column per book. Received: shape (5, 4)",
+        ),
+        (
+            lambda: ProductQuantizer(3, 16, 4, metric="squared_l2"),
+            'Invalid metric. Expected "cosine" or "l2". Received: metric=\'squared_l2\'',
         ),
         (
             lambda: ProductQuantizer(3, 0, 4),
@@ -266,6 +329,19 @@ def test_the_layer_gives_what_the_functions_give(layer):
     np.testing.assert_array_equal(np.asarray(layer.decode(codes)), np.asarray(decode(codes, codebook)))
     # the compiled exponential differs from the plain one in the last place
     assert worst(layer(x, alpha=20.0), np.asarray(soft_assign(x, codebook, 20.0))) < 1e-6
+
+
+def test_the_layer_by_distance_gives_what_the_functions_give():
+    layer = ProductQuantizer(n_book=3, n_word=8, len_code=4, seed=3, metric="l2")
+    x, codebook = normals(33, 50, 12), normals(34, 3, 8, 4)
+    layer.codebook.assign(codebook)
+    codes = np.asarray(layer.encode(x))
+    np.testing.assert_array_equal(codes, np.asarray(hard_assign(x, codebook, "l2")))
+    assert (codes != np.asarray(hard_assign(x, codebook))).any()
+    assert worst(layer(x, alpha=5.0), np.asarray(soft_assign_l2(x, codebook, 5.0))) < 1e-6
+    again = ProductQuantizer.from_config(layer.get_config())
+    assert again.metric == "l2"
+    assert ProductQuantizer(3, 8, 4).metric == "cosine"
 
 
 @needs_tensorflow

@@ -10,10 +10,9 @@ import keras
 import numpy as np
 import pytest
 
-from gpq_tf import convert, load_model, trainer, training_state
+from gpq_tf import convert, load_model, model_file, trainer, training_state
 from gpq_tf import settings as settings_module
 from gpq_tf.heads import gpq
-from gpq_tf.model_file import read_training_state
 from gpq_tf.train_step import make_step
 
 import golden
@@ -55,7 +54,10 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, data, precision):
         _, path = trainer.train(chosen, data, reports.append)
         assert reports[0].endswith(f"after step {2 * epoch}")
         assert same(weights(path), weights(whole))
-        state, expected = read_training_state(path), read_training_state(whole)
+        state, expected = (
+            model_file.training_state(model_file.read(path)),
+            model_file.training_state(model_file.read(whole)),
+        )
         assert set(state) == set(expected)
         assert all(np.array_equal(state[name], expected[name]) for name in state)
 
@@ -82,7 +84,7 @@ def test_legacy_and_data_go_on_too(tmp_path, data):
     assert trainer.settings_of_resumed(asked).legacy is True
     converted = load_model(saved)
     converted.record = {}  # as a converted checkpoint, which knows its architecture only
-    converted.training_state = read_training_state(saved)
+    converted.training_state = model_file.training_state(model_file.read(saved))
     converted.save(tmp_path / "converted.keras")
     asked = settings_module.resolve([f"--resume={tmp_path}/converted.keras"], "no_such_config.py")
     assert trainer.settings_of_resumed(asked).legacy is True
@@ -136,7 +138,7 @@ def test_a_converted_checkpoint_goes_on_where_the_original_stopped(tmp_path):
     model = load_model(tmp_path / "converted.keras")
     optimizer = gpq.optimizer()
     optimizer.build(model.trainable_variables)
-    state = read_training_state(tmp_path / "converted.keras")
+    state = model_file.training_state(model_file.read(tmp_path / "converted.keras"))
     assert training_state.into_optimizer(state, optimizer) == 2
     assert int(keras.ops.convert_to_numpy(optimizer.iterations)) == 2
 

@@ -148,3 +148,117 @@ def test_description_shows_every_setting_once():
     assert "n_book = 8" in lines
     assert "n_bits = 32" in lines
     assert len(lines) == len(set(lines)) == len(settings.FIELDS) - 1
+
+
+# --- the head decides the defaults
+
+SPQ = {
+    "n_DB": 1000,
+    "total_epochs": 5000,
+    "batch_size": 256,
+    "eval_epoch": 100,
+    "len_code": 16,
+    "n_book": 8,
+    "alpha": 5.0,
+    "keep": 3,
+    "augment": "simclr",
+    "temperature": 0.5,
+    "bn_word": 4,
+    "intn_word": 16,
+    "n_bits": 32,
+}
+
+
+def some_of(found, names=SPQ):
+    return {name: getattr(found, name) for name in names}
+
+
+def test_spq_has_its_own_defaults():
+    found = settings.resolve(["--head=spq"], NO_FILE)
+    assert some_of(found) == SPQ
+    assert found.given == {"head"}
+    gpq = settings.resolve([], NO_FILE).as_dict()
+    others = {name: value for name, value in found.as_dict().items() if value != gpq[name]}
+    assert set(others) == {"head", "n_bits", *SPQ} - {"augment", "temperature", "bn_word", "intn_word"}
+    assert settings.defaults_of("spq") == found.as_dict() | {"head": "gpq"}
+
+
+@pytest.mark.parametrize("arguments", [["--head=spq", "--legacy"], ["--legacy=true", "--head=spq"]])
+def test_legacy_spq_augments_as_the_original_did(arguments):
+    assert some_of(settings.resolve(arguments, NO_FILE)) == {**SPQ, "augment": "spq2021"}
+    assert settings.resolve([*arguments, "--augment=simclr"], NO_FILE).augment == "simclr"
+    assert settings.resolve(["--legacy"], NO_FILE).augment == "simclr"
+
+
+def test_a_file_that_spells_out_the_defaults_does_not_hold_another_head_to_them():
+    """config.py of the checkout holds gpq's; with --head=spq they are no wishes."""
+    assert some_of(settings.resolve(["--head=spq"], ROOT / "config.py")) == SPQ
+    assert settings.resolve(["--head=spq"], ROOT / "config.py").given == {"head"}
+
+
+def test_what_the_file_changes_holds_for_any_head(tmp_path):
+    path = write(tmp_path, "n_book = 6\nbn_word = 4\nn_bits = n_book * bn_word\nbatch_size = 500\nlegacy = True\n")
+    found = settings.resolve(["--head=spq"], path)
+    assert (found.n_book, found.n_bits, found.batch_size, found.augment) == (6, 24, 256, "spq2021")
+    assert found.given == {"head", "n_book", "legacy"}
+    path = write(tmp_path, "head = 'spq'\nalpha = 7\n")
+    found = settings.resolve(["--batch_size=500"], path)
+    assert (found.head, found.alpha, found.batch_size, found.n_book) == ("spq", 7.0, 500, 8)
+    assert settings.resolve(["--head=gpq"], path).n_book == 12
+
+
+def test_what_is_given_to_a_head_is_checked_by_its_own_sizes():
+    assert settings.resolve(["--head=spq", "--n_bits=32"], NO_FILE).n_bits == 32
+    with pytest.raises(ValueError, match=r"Invalid n_bits .*Expected n_book \* bn_word = 32, or that it is left out"):
+        settings.resolve(["--head=spq", "--n_bits=48"], NO_FILE)
+    with pytest.raises(ValueError, match=r"Invalid augment .*Expected one of simclr, spq2021. Received: augment=none"):
+        settings.resolve(["--head=spq", "--augment=none"], NO_FILE)
+
+
+def test_a_completed_copy_changes_heads():
+    gpq = settings.resolve(["--batch_size=64", "--n_book=6"], NO_FILE)
+    spq = gpq.completed({"head": "spq"})
+    expected = {**SPQ, "batch_size": 64, "n_book": 6, "n_bits": 24}
+    assert some_of(spq) == expected
+    assert spq.given == gpq.given
+    assert gpq.n_DB == 54000  # a copy
+    assert some_of(spq.completed({"legacy": True})) == {**expected, "augment": "spq2021"}
+    assert spq.completed({"head": "gpq"}).as_dict() == gpq.as_dict()
+    assert gpq.completed({"head": "spq", "n_DB": 77}).n_DB == 77
+    assert gpq.completed({"head": "spq"}, {"alpha"}).alpha == 20.0
+
+
+def test_a_completed_copy_keeps_what_a_saved_run_had():
+    """Nothing was given now; what the run was trained with is no default."""
+    for head in ("gpq", "spq"):
+        stored = settings.resolve([f"--head={head}", "--batch_size=64", "--total_epochs=9"], NO_FILE).as_dict()
+        saved = settings.from_dict(stored, "here")
+        assert saved.given == frozenset()
+        again = saved.completed({"legacy": True})
+        assert (again.batch_size, again.total_epochs, again.legacy) == (64, 9, True)
+        assert again.augment == ("spq2021" if head == "spq" else "simclr")
+
+
+def test_saved_settings_of_a_head_come_back(tmp_path):
+    found = settings.resolve(["--head=spq", "--legacy", "--n_book=4"], NO_FILE)
+    settings.save(found, tmp_path / "s.json")
+    assert settings.load(tmp_path / "s.json").as_dict() == found.as_dict()
+    assert some_of(settings.from_dict({"head": "spq"}, "here")) == SPQ
+    with pytest.raises(ValueError) as caught:
+        settings.from_dict({"head": "spq", "n_bits": 48}, "old.json")
+    assert "Invalid n_bits (old.json)" in str(caught.value)
+
+
+def test_a_model_fixes_its_sizes():
+    found = settings.resolve(["--head=spq", "--n_book=4", "--seed=3"], NO_FILE)
+    architecture = settings.architecture_of(found)
+    expected = {"head": "spq", "n_book": 4, "bn_word": 4, "len_code": 16, "width_multiplier": 1.0}
+    assert architecture == {**expected, "legacy": False, "seed": 3}
+    assert settings.fixed_by(architecture) == expected
+    settings.check_fixed(found, expected, "m.keras")
+    with pytest.raises(
+        ValueError, match=r"Invalid n_book. Expected 8, which the model m.keras has. Received: n_book=4"
+    ):
+        settings.check_fixed(found, {**expected, "n_book": 8}, "m.keras")
+    with pytest.raises(ValueError, match=r"Invalid head. Expected gpq, which the model m.keras has"):
+        settings.check_fixed(found, {"head": "gpq"}, "m.keras")

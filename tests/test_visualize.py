@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpq_tf.visualize import IRRELEVANT, RELEVANT, ranked_list
+from gpq_tf.visualize import IRRELEVANT, RELEVANT, UNKNOWN, ranked_list
 
 SIDE = 208  # pixels of a result with its frame
 FRAME = 8
@@ -56,6 +56,17 @@ def test_frames_have_the_colour_of_relevance_and_stand_in_order(tmp_path, n):
     n_red = colour_at(picture, IRRELEVANT).sum()
     area = SIDE**2 - (SIDE - 2 * FRAME) ** 2
     assert (n_green, n_red) == (area * relevant[:10].sum(), area * (~relevant[:10]).sum())
+
+
+def test_frames_are_grey_where_relevance_is_unknown(tmp_path):
+    images = [solid(10 * (i + 1)) for i in range(3)]
+    ranked_list(tmp_path / "list.png", solid(200, (300, 400)), "photo.jpg", images, [0, 1, 0], None, ["cat", "dog"])
+    picture = np.asarray(Image.open(tmp_path / "list.png").convert("RGB"))
+    assert not colour_at(picture, RELEVANT).any() and not colour_at(picture, IRRELEVANT).any()
+    for grey in (10, 20, 30):
+        top, left, bottom, right = corners(picture, grey, SIDE - 2 * FRAME)
+        assert colour_at(picture[top - FRAME : bottom + FRAME + 1, left - FRAME : left], UNKNOWN).all()
+        assert colour_at(picture[bottom + 1 : bottom + FRAME + 1, left : right + 1], UNKNOWN).all()
 
 
 def test_the_query_is_large_and_left(tmp_path):

@@ -9,7 +9,7 @@ SMALL_IMAGE = 16
 
 @keras.saving.register_keras_serializable("gpq_tf")
 class Conv2D(keras.layers.Conv2D):
-    """keras.layers.Conv2D by `convolve`: kernels of 1x1 or 3x3, as many zeros on every side as keep the size.
+    """keras.layers.Conv2D by `convolve`: an odd kernel, as many zeros on every side as keep the size.
 
     With a stride above 1 Keras's own padding "same" is another, which begins with the image where it can.
 
@@ -17,7 +17,7 @@ class Conv2D(keras.layers.Conv2D):
 
     Args:
         filters: int.
-        kernel_size: int, 1 or 3.
+        kernel_size: int, odd.
         **kwargs: those of keras.layers.Conv2D, but for the padding.
     """
 
@@ -50,7 +50,7 @@ class Conv2D(keras.layers.Conv2D):
 
 
 def convolve(x, kernel, stride=1):
-    """Convolve with a kernel of 1x1 or 3x3 and (kernel size - 1) / 2 zeros on every side of the image.
+    """Convolve with a square kernel of odd size, and (size - 1) / 2 zeros on every side of the image.
 
     In images of at most 4x4 pixels a third of a 3x3 kernel's products are with those zeros, and the backend's kernels
     are at their worst. There each output pixel is one matrix product of the window around it with the part of the
@@ -58,7 +58,7 @@ def convolve(x, kernel, stride=1):
 
     Args:
         x: float (B, H, W, channels).
-        kernel: float (1, 1, channels, filters) or (3, 3, channels, filters), in the dtype of `x`.
+        kernel: float (size, size, channels, filters), in the dtype of `x`.
         stride: int, pixels from one output to the next, in both directions.
 
     Returns:
@@ -72,10 +72,11 @@ def convolve(x, kernel, stride=1):
     if kernel.shape[0] == 1:
         # not x[:, ::stride, ::stride]: TensorFlow takes longer to pick the pixels, and to put back their gradient
         return ops.conv(x, kernel, stride)
-    if stride == 2 and _is_halved_to_small(height, width):
+    if stride == 2 and kernel.shape[0] == 3 and _is_slow_to_halve(x):
         return _convolve_halving(x, kernel)
-    if stride > 1:
-        return ops.conv(ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), kernel, stride)
+    if stride > 1 or kernel.shape[0] > 3:
+        rim = (kernel.shape[0] // 2, kernel.shape[0] // 2)
+        return ops.conv(ops.pad(x, ((0, 0), rim, rim, (0, 0))), kernel, stride)
     if height and width and height * width <= SMALL_IMAGE:
         return _convolve_small(x, kernel)
     return ops.conv(x, kernel, padding="same")
@@ -122,14 +123,18 @@ def _kernel_gradient(x, upstream):
     return ops.reshape(ops.stack(parts), (3, 3, channels, filters))
 
 
-def _is_halved_to_small(height, width):
-    return height and width and height % 2 == width % 2 == 0 and height * width <= 4 * SMALL_IMAGE
+def _is_slow_to_halve(x):
+    """Whether the backend's gradient of the kernel takes several times as long as nine products.
+
+    It does so in 16 bits and small images; in float32, and in images larger than 8x8, it is as fast.
+    """
+    _, height, width, _ = x.shape
+    even = height and width and height % 2 == width % 2 == 0
+    return even and height * width <= 4 * SMALL_IMAGE and keras.backend.standardize_dtype(x.dtype) != "float32"
 
 
 @ops.custom_gradient
 def _convolve_halving(x, kernel):
-    """Stride 2, even height and width; the backend's gradient of the kernel takes several times as long as this."""
-
     def gradient(*arguments, upstream=None):
         if upstream is None:
             (upstream,) = arguments

@@ -5,7 +5,9 @@ One file per foreign format; `convert` picks by looking at the file.
 
 from pathlib import Path
 
-from gpq_tf.convert import mat, pth, spq_checkpoint, tf_checkpoint
+from gpq_tf.convert import cgd_checkpoint, mat, mxnet_checkpoint, pth, spq_checkpoint, tf_checkpoint
+
+_FINDERS = (tf_checkpoint.find, mat.find, pth.find, mxnet_checkpoint.find)
 
 
 def is_source(path):
@@ -21,7 +23,7 @@ def is_source(path):
         >>> is_source("no_such_file")
         False
     """
-    return any(find(path) is not None for find in (tf_checkpoint.find, mat.find, pth.find))
+    return any(find(path) is not None for find in _FINDERS)
 
 
 def convert(source, n_book=None, legacy=False, architecture=None):
@@ -29,7 +31,8 @@ def convert(source, n_book=None, legacy=False, architecture=None):
 
     Args:
         source: str or Path: prefix of a TensorFlow 1 checkpoint of GPQ (or one of its files), ImageNet_pretrained.mat
-            (with or without ".mat"), or a PyTorch checkpoint of SPQ (.pth).
+            (with or without ".mat"), a PyTorch checkpoint of SPQ (.pth), or an MXNet checkpoint of CGD (its prefix or
+            one of its two files).
         n_book: int M, or None to take it from the file's name or its sizes. It is in no file.
         legacy: bool, the model is to search as the original did.
         architecture: dict of RetrievalModel's arguments, used where the file says nothing (a .mat has no head).
@@ -55,9 +58,11 @@ def convert(source, n_book=None, legacy=False, architecture=None):
         return mat.convert(mat_file, n_book, legacy, architecture)
     if pth.find(source) is not None:
         return spq_checkpoint.convert(source, n_book, legacy)
+    if mxnet_checkpoint.find(source) is not None:
+        return cgd_checkpoint.convert(source, legacy)
     raise ValueError(
         f"Invalid source {str(source)!r}. Expected the prefix of a TensorFlow 1 checkpoint (its .index beside it), "
-        f"a .mat file or a .pth file. Received: {_what_is(source)}"
+        f"that of an MXNet checkpoint (its -symbol.json), a .mat file or a .pth file. Received: {_what_is(source)}"
     )
 
 
@@ -68,4 +73,6 @@ def _what_is(source):
         return f"a checkpoint without its index, {Path(prefix).name}.index"
     if path.is_dir():
         return "a folder"
+    if mxnet_checkpoint.missing(source):
+        return mxnet_checkpoint.missing(source)
     return "a file of another kind" if path.exists() else "no such file"

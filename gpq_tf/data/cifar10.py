@@ -1,17 +1,16 @@
 """CIFAR-10 from whichever of three places holds it, in the original's order, split as GPQ or as SPQ splits it."""
 
-import contextlib
-import os
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
-from gpq_tf.data import jpegs, pickles, protocol
-from gpq_tf.settings import DATASETS
+from gpq_tf.data import jpegs, pickles, protocol, tfds_files
+from gpq_tf.settings import CIFAR10
 
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 LAYOUT = (*BATCHES, "batches.meta")
+UNPACKED = "cifar-10-batches-py"  # the folder that the archive of the python version unpacks to
 N_TRAIN = 50_000  # of the whole set; the sample remembers where its images stood
 
 
@@ -20,9 +19,9 @@ def load(dataset="cifar10", data_dir="./cifar10", download=False, legacy=False, 
 
     Args:
         dataset: str. "cifar10" takes the first that is there of the other three: "cifar10_folder", the python
-            version's seven files (data_batch_1 ...) in `data_dir`; "cifar10_tfds", tensorflow-datasets'
-            cifar10 prepared in `data_dir`, $TFDS_DATA_DIR or ~/tensorflow_datasets; "cifar10_sample", 12,000
-            images inside this package.
+            version's seven files (data_batch_1 ...) in `data_dir` or in its folder cifar-10-batches-py, as the
+            archive unpacks and torchvision keeps them; "cifar10_tfds", tensorflow-datasets' cifar10 prepared in
+            `data_dir`, $TFDS_DATA_DIR or ~/tensorflow_datasets; "cifar10_sample", 12,000 images inside this package.
         data_dir: str or Path.
         download: bool; True lets tensorflow-datasets fetch CIFAR-10 into `data_dir` where it is not there
             (170 MB). Without it nothing touches the network.
@@ -43,12 +42,11 @@ def load(dataset="cifar10", data_dir="./cifar10", download=False, legacy=False, 
         >>> data.query_images.shape, data.gallery_images.shape, data.labelled_images.shape
         ((200, 32, 32, 3), (10800, 32, 32, 3), (1000, 32, 32, 3))
     """
-    if dataset not in DATASETS:
-        raise ValueError(f"Invalid dataset. Expected one of {', '.join(DATASETS)}. Received: dataset={dataset!r}")
+    if dataset not in CIFAR10:
+        raise ValueError(f"Invalid dataset. Expected one of {', '.join(CIFAR10)}. Received: dataset={dataset!r}")
     if dataset == "cifar10":
         dataset = _first_present(data_dir, download)
-    if split not in protocol.PROTOCOLS:
-        raise ValueError(f"Invalid split. Expected one of {', '.join(protocol.PROTOCOLS)}. Received: split={split!r}")
+    protocol.check_name(split)
     if dataset == "cifar10_folder":
         *labelled_images, in_test = _read_folder(data_dir)
     elif dataset == "cifar10_tfds":
@@ -63,15 +61,21 @@ def load(dataset="cifar10", data_dir="./cifar10", download=False, legacy=False, 
 
 def _first_present(data_dir, download):
     # One file of the seven is enough to mean the folder: an incomplete one must never turn into the sample.
-    if any((Path(data_dir) / name).exists() for name in LAYOUT):
+    if any((_layout_folder(data_dir) / name).exists() for name in LAYOUT):
         return "cifar10_folder"
-    if download or _prepared(data_dir):
+    if download or tfds_files.prepared("cifar10", data_dir):
         return "cifar10_tfds"
     return "cifar10_sample"
 
 
-def load_for(settings, split="gpq"):
-    """`load` what settings ask for, and hold it against them.
+def _layout_folder(data_dir):
+    """`data_dir`, or its folder cifar-10-batches-py where the files can lie there only."""
+    own, unpacked = Path(data_dir), Path(data_dir) / UNPACKED
+    return unpacked if unpacked.is_dir() and not any((own / name).exists() for name in LAYOUT) else own
+
+
+def load_asked(settings, split="gpq"):
+    """`load` what settings ask for.
 
     Args:
         settings: gpq_tf.settings.Settings.
@@ -81,8 +85,8 @@ def load_for(settings, split="gpq"):
         RetrievalData.
 
     Raises:
-        ValueError, OSError: as `load`; also if a data_dir was given and holds no CIFAR-10 (the sample is for users who
-            asked for nothing), or image_size is not the data's.
+        ValueError, OSError: as `load`; also if a data_dir was given and holds no CIFAR-10: the sample is for users who
+            asked for nothing.
     """
     data_dir = Path(settings.data_dir)
     asked = "data_dir" in settings.given and settings.dataset == "cifar10"
@@ -92,27 +96,19 @@ def load_for(settings, split="gpq"):
             "tensorflow-datasets' cifar10. Received: a folder without them, or none. Leave it out for the embedded "
             "sample, or add --download=True"
         )
-    data = load(settings.dataset, data_dir, settings.download, settings.legacy, split)
-    check_image_size(settings, data)
-    return data
-
-
-def check_image_size(settings, data):
-    """Refuse an image_size or img_channels that is not the data's (ValueError)."""
-    size, expected = data.query_images.shape[1:], (settings.image_size, settings.image_size, settings.img_channels)
-    if size != expected:
-        raise ValueError(f"Invalid image_size. Expected the data's, {size}. Received: {expected}")
+    return load(settings.dataset, data_dir, settings.download, settings.legacy, split)
 
 
 def _read_folder(data_dir):
-    missing = [name for name in LAYOUT if not (Path(data_dir) / name).is_file()]
+    data_dir = _layout_folder(data_dir)
+    missing = [name for name in LAYOUT if not (data_dir / name).is_file()]
     if missing:
         raise ValueError(
             f"Invalid data_dir {data_dir}. Expected the files of CIFAR-10's python version. "
             f"Missing: {', '.join(missing)}"
         )
-    class_names = pickles.load_cifar_meta(Path(data_dir) / "batches.meta")
-    parts = [pickles.load_cifar_batch(Path(data_dir) / name, len(class_names)) for name in BATCHES]
+    class_names = pickles.load_cifar_meta(data_dir / "batches.meta")
+    parts = [pickles.load_cifar_batch(data_dir / name, len(class_names)) for name in BATCHES]
     images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
     in_test = np.arange(len(images)) >= len(images) - len(parts[-1][1])
     return images, labels, class_names, f"CIFAR-10, {len(images):,} images from {data_dir} (original layout)", in_test
@@ -130,38 +126,10 @@ def _read_sample(data_dir):
     return images, labels, class_names, source, in_test
 
 
-def _tfds_folders(data_dir):
-    """Where tensorflow-datasets may have been told to keep its data."""
-    places = [data_dir, os.environ.get("TFDS_DATA_DIR")]
-    with contextlib.suppress(RuntimeError):  # a user without a home
-        places.append(Path.home() / "tensorflow_datasets")
-    return [Path(place) for place in places if place]
-
-
-def _prepared(data_dir):
-    """Folder of the newest prepared version in the first place that has one, or None.
-
-    Looked up in the file system: importing tensorflow_datasets takes seconds.
-    """
-    for folder in _tfds_folders(data_dir):
-        versions = {}
-        try:
-            found = list(folder.glob("cifar10/*.*.*/dataset_info.json"))
-        except PermissionError:  # another user's home
-            continue
-        for info in found:
-            parts = info.parent.name.split(".")
-            if all(part.isdecimal() for part in parts):
-                versions[tuple(map(int, parts))] = info.parent
-        if versions:
-            return versions[max(versions)]
-    return None
-
-
 def _read_tfds(data_dir, download):
-    folder = _prepared(data_dir)
+    folder = tfds_files.prepared("cifar10", data_dir)
     if folder is None and not download:
-        places = ", ".join(map(str, _tfds_folders(data_dir)))
+        places = ", ".join(map(str, tfds_files.places(data_dir)))
         raise ValueError(
             f"Invalid dataset 'cifar10_tfds'. Expected a prepared cifar10 in one of {places}. Found none. "
             f"Add --download=True to fetch it into {data_dir} (170 MB, once)."

@@ -110,10 +110,25 @@ def read_folders(data_dir):
         OSError: if a folder cannot be read.
         ValueError: if there are no class folders, or one has no image.
     """
+    parts = read_parts(data_dir)
+    return tuple(parts) if len(parts) == 2 else split_classes(*parts)
+
+
+def read_parts(data_dir):
+    """Image folders as they lie, their classes not parted.
+
+    Args:
+        data_dir: as for `read_folders`.
+
+    Returns:
+        list of ImageList: that of `train` and that of `test` where it holds both, each with classes 0..C-1 of its own,
+        else that of its own folders alone.
+
+    Raises:
+        OSError, ValueError: as `read_folders`.
+    """
     parts = [Path(data_dir) / name for name in ("train", "test")]
-    if all(part.is_dir() for part in parts):
-        return tuple(_read_classes(part) for part in parts)
-    return split_classes(_read_classes(Path(data_dir)))
+    return [_read_classes(part) for part in (parts if all(part.is_dir() for part in parts) else [Path(data_dir)])]
 
 
 def _read_classes(folder):

@@ -58,7 +58,7 @@ def opened(content, where, expected="an image", formats=None):
         raise ValueError(f"{where}: expected {expected}: {error}") from error
 
 
-def decode(content, where, enough=None):
+def decode(content, where, enough=None, upright=False):
     """Decode an image file as the original does: RGB, without alpha, not turned as EXIF may ask.
 
     Args:
@@ -66,6 +66,7 @@ def decode(content, where, enough=None):
         where: str, what to call it in an error.
         enough: (width, height) or None. A JPEG is decoded at a half, a quarter or an eighth of its size where that is
             not smaller than this, which takes a fraction of the time.
+        upright: bool; True gives what a viewer shows: turned as EXIF asks, what is transparent laid on white.
 
     Returns:
         uint8 (H, W, 3). Grey images have three equal channels; of 16 bits the upper eight are kept.
@@ -75,8 +76,24 @@ def decode(content, where, enough=None):
     """
     with opened(content, where) as image:
         if enough is not None:
-            image.draft(None, enough)
-        return _rgb(image)
+            # A turned image needs in its height what it shows in its width.
+            image.draft(None, (max(enough), max(enough)) if upright else enough)
+        return _rgb(_upright(image) if upright else image)
+
+
+def _upright(image):
+    """What a viewer shows of a Pillow image: turned as EXIF asks, on white where it is transparent."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    # Of the modes that have no alpha channel, a transparent colour is drawn in palettes and 8-bit colours only.
+    if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and not (
+        image.mode in ("P", "L", "RGB") and "transparency" in image.info
+    ):
+        return image
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def _rgb(image):
@@ -123,17 +140,29 @@ def crop(image, box, where):
     return image[y : y + height, x : x + width]
 
 
-def read_image(file, box, height, width, resize="opencv"):
+def read_image(file, box, height, width, resize="opencv", upright=False):
     """One image of `image_batches`: uint8 (height, width, 3)."""
     where, fast = str(file), resize == "fast"
-    image = decode(_content(file), where, (width, height) if fast and box is None else None)
+    image = decode(_content(file), where, (width, height) if fast and box is None else None, upright)
     if box is not None:
         image = crop(image, box, where)
-    return _smooth(image, height, width) if fast else opencv.resize(image, height, width)
+    return smooth_resize(image, height, width) if fast else opencv.resize(image, height, width)
 
 
-def _smooth(image, height, width):
-    """Pillow's bilinear filter, which averages all pixels that an output pixel covers when an image shrinks."""
+def smooth_resize(image, height, width):
+    """Pillow's bilinear filter, which averages all pixels that an output pixel covers when an image shrinks.
+
+    Args:
+        image: uint8 (H, W, 3).
+        height, width: int > 0, pixels; the aspect ratio is not kept.
+
+    Returns:
+        uint8 (height, width, 3).
+
+    Example:
+        >>> smooth_resize(np.full((40, 60, 3), 7, np.uint8), 32, 32).shape
+        (32, 32, 3)
+    """
     from PIL import Image
 
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
@@ -147,7 +176,7 @@ def _content(file):
         return whole.read(file.length)
 
 
-def image_batches(files, boxes, height, width, batch_size, resize="opencv", n_threads=None):
+def image_batches(files, boxes, height, width, batch_size, resize="opencv", n_threads=None, upright=False):
     """Read, decode, cut and resize images in several threads, in the order of `files`.
 
     While a batch is used the next one is read; no more than these two are in memory.
@@ -163,6 +192,7 @@ def image_batches(files, boxes, height, width, batch_size, resize="opencv", n_th
             which a large JPEG without a box is decoded no larger than needed. It smooths what it shrinks, so its
             images are not quite those that the original's weights know.
         n_threads: int > 0, or None for as many as `ThreadPoolExecutor` takes.
+        upright: bool; True reads what a viewer shows (see `decode`), which the original does not.
 
     Returns:
         iterator of uint8 (batch_size, height, width, 3); the last may be shorter. Reading raises OSError if a file
@@ -179,7 +209,11 @@ def image_batches(files, boxes, height, width, batch_size, resize="opencv", n_th
     boxes = [None] * len(files) if boxes is None else boxes
     if len(boxes) != len(files):
         raise ValueError(f"Invalid boxes. Expected one for each of {len(files)} files. Received: {len(boxes)}")
-    return _batches(lambda file, box: read_image(file, box, height, width, resize), files, boxes, batch_size, n_threads)
+
+    def read(file, box):
+        return read_image(file, box, height, width, resize, upright)
+
+    return _batches(read, files, boxes, batch_size, n_threads)
 
 
 def _batches(read, files, boxes, batch_size, n_threads):
@@ -194,7 +228,7 @@ def _batches(read, files, boxes, batch_size, n_threads):
             yield np.stack(list(waiting.popleft()))
 
 
-def read_images(files, boxes, height, width, resize="opencv", n_threads=None):
+def read_images(files, boxes, height, width, resize="opencv", n_threads=None, upright=False):
     """The batches of `image_batches` as one array, uint8 (N, height, width, 3).
 
     Args and Raises as there, and what reading raises.
@@ -203,7 +237,7 @@ def read_images(files, boxes, height, width, resize="opencv", n_threads=None):
         >>> read_images([], None, 224, 224).shape
         (0, 224, 224, 3)
     """
-    batches = image_batches(files, boxes, height, width, _BATCH, resize, n_threads)
+    batches = image_batches(files, boxes, height, width, _BATCH, resize, n_threads, upright)
     images = np.empty((len(files), height, width, 3), np.uint8)
     for i, batch in enumerate(batches):
         images[i * _BATCH : i * _BATCH + len(batch)] = batch

@@ -113,6 +113,12 @@ def train_test(images, labels, class_names, source, in_test):
     return _split_by(images, labels, class_names, source, *parts)
 
 
+def check_name(split):
+    """Refuse what is no protocol's name (ValueError)."""
+    if split not in PROTOCOLS:
+        raise ValueError(f"Invalid split. Expected one of {', '.join(PROTOCOLS)}. Received: split={split!r}")
+
+
 def _checked(images, labels):
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:

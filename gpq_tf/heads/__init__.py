@@ -6,9 +6,10 @@ A head is one module, with these fixed names. The network:
     SMALLEST_SIDE                    int, pixels that an image must have in height and width
     preprocess(images)               uint8 (B, H, W, 3) -> what the backbone takes
     build(architecture, dtype)       (backbone, head), built layers
+    descriptor_size(architecture)    int D
     kernel_size(architecture)        values that the network's kernels hold at least
 
-and the recipe of its training:
+and the recipe of its training (cgd has none yet):
 
     PROTOCOL                         how an image set is split: a name of gpq_tf.data.protocol.PROTOCOLS
     file_stem(settings), steps_per_epoch(data, settings), draw_batch(data, settings, step),
@@ -20,7 +21,7 @@ import importlib
 
 from gpq_tf.heads.arguments import COMMON
 
-NAMES = ("gpq", "spq")
+NAMES = ("gpq", "spq", "cgd")
 
 
 def recipe(name):

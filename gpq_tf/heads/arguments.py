@@ -26,12 +26,17 @@ def integer(default, low, high):
     )
 
 
-def number_above_0(default, high):
-    """A number above 0, at most `high`."""
+def number(default, high, above_0=True):
+    """A number above 0 (or from 0), at most `high`."""
     return Argument(
         default,
-        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= high,
-        f"a number above 0, at most {high}",
+        lambda value: (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and 0 <= value <= high
+            and (value or not above_0)
+        ),
+        f"a number {'above' if above_0 else 'from'} 0, at most {high}",
     )
 
 
@@ -40,18 +45,31 @@ def boolean(default):
     return Argument(default, lambda value: isinstance(value, bool), "True or False")
 
 
-# What every head has. The largest values keep D and the codebook far below what memory holds.
+def choice(default, choices):
+    """One of some strings."""
+    return Argument(default, lambda value: isinstance(value, str) and value in choices, f"one of {', '.join(choices)}")
+
+
+# What every head has.
 COMMON = {
-    "width_multiplier": number_above_0(1.0, 8),
     "legacy": boolean(False),
     "seed": integer(0, 0, 2**32 - 1),
 }
 
 
-def codebook(n_book, bn_word, len_code):
-    """The arguments of a codebook, with these defaults."""
+def with_codebook(n_book, bn_word, len_code):
+    """The arguments of a network with a codebook and one width for all its layers, with these defaults.
+
+    The largest values keep D and the codebook far below what memory holds.
+    """
     return {
         "n_book": integer(n_book, 1, 256),
         "bn_word": integer(bn_word, 1, 16),
         "len_code": integer(len_code, 1, 4096),
+        "width_multiplier": number(1.0, 8),
     }
+
+
+def codebook_size(architecture):
+    """int D = M * d of such a network."""
+    return architecture["n_book"] * architecture["len_code"]

@@ -10,10 +10,11 @@ from gpq_tf.heads import arguments
 from gpq_tf.ops import compiled, join_books, l2_normalize, normalize_books, reverse_gradient, split_books
 from gpq_tf.quantizer import ProductQuantizer, soft_assign
 
-ARGUMENTS = {**arguments.codebook(12, 4, 12), "n_classes": arguments.integer(10, 1, 100_000)}
+ARGUMENTS = {**arguments.with_codebook(12, 4, 12), "n_classes": arguments.integer(10, 1, 100_000)}
 PROTOCOL = "gpq"
 # The network halves height and width three times.
 SMALLEST_SIDE = 8
+descriptor_size = arguments.codebook_size
 preprocess = vgg.preprocess
 
 # What a training step draws, each from its own random stream.
@@ -144,7 +145,7 @@ def build(architecture, dtype):
 
 def kernel_size(architecture):
     """Number of values in all kernels, codebook and prototypes included."""
-    width = architecture["n_book"] * architecture["len_code"]
+    width = descriptor_size(architecture)
     rows = 2 ** architecture["bn_word"] + architecture["n_classes"] + vgg.feature_size(architecture["width_multiplier"])
     return vgg.kernel_size(architecture["width_multiplier"]) + width * rows
 

@@ -12,9 +12,10 @@ from gpq_tf.ops import compiled
 from gpq_tf.optimizers import ConstantThenCosine, TorchAdam
 from gpq_tf.quantizer import ProductQuantizer
 
-ARGUMENTS = arguments.codebook(8, 4, 16)
+ARGUMENTS = arguments.with_codebook(8, 4, 16)
 PROTOCOL = "train_test"
 SMALLEST_SIDE = 1
+descriptor_size = arguments.codebook_size
 preprocess = resnet.preprocess
 
 # What is drawn, each from its own random stream: the order of an epoch's images, and the two views of a step's.
@@ -112,7 +113,7 @@ def build(architecture, dtype):
 
 def kernel_size(architecture):
     """Number of values in all kernels, the codebook included."""
-    width = architecture["n_book"] * architecture["len_code"]
+    width = descriptor_size(architecture)
     rows = 2 ** architecture["bn_word"] + resnet.feature_size(architecture["width_multiplier"])
     return resnet.kernel_size(architecture["width_multiplier"]) + width * rows
 

@@ -18,7 +18,7 @@ from gpq_tf.index.snapshot import checked_table, stable_argsort
 _WORKERS = min(8, os.cpu_count() or 1)
 _BLOCK_QUERIES = 64  # answered together: one look-up then fetches 64 neighbouring entries of the table
 _TABLE_ENTRIES = 2**24  # float32 entries of a table at most, 64 MiB, however many books and codewords
-_CHUNK_CODES = 2**15  # codes whose distances are held at a time: 8 MiB for 64 queries
+_CHUNK_CODES = 2**14  # codes whose distances are held at a time: 4 MiB for 64 queries
 _NUMPY_CHUNK_CODES = 2**11  # the same for NumPy, whose sums should stay in the processor's cache
 _GROUP_BOOKS = 16  # books of one compiled function: more would take long to compile
 _COMPILED_FROM = 2**24  # distances; below, NumPy is done before a function is compiled
@@ -95,10 +95,10 @@ def _compiled_sums(table, packed):
 
     groups = [slice(at, at + _GROUP_BOOKS) for at in range(0, len(table), _GROUP_BOOKS)]
     tables = [ops.convert_to_tensor(table[group]) for group in groups]
-    add = _compiled_add(packed)
+    add, zeros = _compiled_add(packed), np.zeros((1, table.shape[2]), np.float32)
 
     def sums(chunk):
-        total = np.zeros((len(chunk), table.shape[2]), np.float32)
+        total = zeros  # of one row: filling and handing over one for every code would take longer than the sums
         for group, part in zip(groups, tables, strict=True):
             columns = slice(group.start // 2, (group.stop + 1) // 2) if packed else group
             total = add(total, chunk[:, columns], part)
@@ -109,7 +109,7 @@ def _compiled_sums(table, packed):
 
 @functools.cache
 def _compiled_add(packed):
-    """add(total (n, q), some books' columns of the rows, their table (m, K, q)) -> total and their entries."""
+    """add(total (n or 1, q), some books' columns of n rows, their table (m, K, q)) -> total plus entries (n, q)."""
     from keras import ops
 
     from gpq_tf.ops import compiled

@@ -1,0 +1,269 @@
+"""CGD's head: global descriptors combined to one, and the losses that train it (arXiv 1903.10663)."""
+
+import keras
+from keras import ops
+
+from gpq_tf import losses
+from gpq_tf.backbones import resnet_v1
+from gpq_tf.descriptors import gem, mac, spoc
+from gpq_tf.heads import arguments
+from gpq_tf.ops import l2_normalize_added
+
+LETTERS = "SMG"
+COMBINATIONS = ("concat", "sum")
+CLASSIFIER_PLACES = ("pooled", "dense", "normalized")
+
+# Of CGDHead, and `layout`, which describes the backbone (gpq_tf.backbones.resnet_v1).
+ARGUMENTS = {
+    "layout": arguments.Argument(resnet_v1.RESNET50, resnet_v1.is_layout, "a description of ResNet v1"),
+    "descriptors": arguments.Argument("SMG", lambda value: _are_letters(value), "distinct letters of S, M and G"),
+    "n_dim": arguments.integer(1536, 0, 2**20),
+    "combination": arguments.choice("concat", COMBINATIONS),
+    "gem_p": arguments.number(3.0, 1000),
+    "learn_p": arguments.boolean(True),
+    "n_classes": arguments.integer(0, 0, 1_000_000),
+    "use_bias": arguments.boolean(False),
+    "gem_floor": arguments.number(1e-6, 1, above_0=False),
+    "l2_epsilon": arguments.number(1e-10, 1, above_0=False),
+    "normalize_branches": arguments.boolean(True),
+    "normalize_combined": arguments.boolean(True),
+    "classifier_place": arguments.choice("pooled", CLASSIFIER_PLACES),
+}
+SMALLEST_SIDE = 1
+preprocess = resnet_v1.preprocess
+
+
+@keras.saving.register_keras_serializable("gpq_tf")
+class CGDHead(keras.layers.Layer):
+    """From feature maps to descriptors (B, D) of unit length.
+
+    Each branch pools the map (`gpq_tf.descriptors`), reduces it by a dense layer and scales it to unit length; the
+    branches are put side by side or added up, and scaled again (CGD, section 3.2). The auxiliary classifier takes the
+    first branch (section 3.3).
+
+    Args:
+        descriptors: str, distinct letters of S (SPoC), M (MAC) and G (GeM), in the order in which they are combined.
+        n_dim: int D, or 0 for pooled features as they are, without dense layers.
+        combination: "concat", branches of D / len(descriptors) values, or "sum", branches of D values.
+        gem_p: float > 0, GeM's power; where it begins if it is learnt.
+        learn_p: bool, whether GeM's power is learnt. The paper allows both and has it fixed at 3 in its experiments.
+        n_classes: int C of the auxiliary classifier, or 0 for none.
+        seed: int, of the initial values.
+        use_bias: bool, whether the branches' dense layers have a bias.
+        gem_floor: float >= 0, see `descriptors.gem`.
+        l2_epsilon: float >= 0, see `ops.l2_normalize_added`.
+        normalize_branches, normalize_combined: bool, whether lengths are made 1 before and after the combination.
+        classifier_place: what of the first branch the classifier takes: "pooled" as in the paper, "dense" (behind the
+            dense layer) or "normalized".
+
+    What stands behind `seed` is the paper's by default and differs in converted checkpoints only.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+
+    Shapes:
+        input: float (B, H, W, F), the backbone's feature map.
+        output: float32 (B, D), the descriptor, which the search uses as it is.
+
+    Example:
+        >>> head = CGDHead("MG", n_dim=6)
+        >>> head(ops.ones((2, 7, 7, 8))).shape == (2, 6)
+        True
+    """
+
+    head_name = "cgd"
+    # How descriptors are compared: PQIndex's name for it.
+    search_metric = "inner_product"
+
+    def __init__(
+        self,
+        descriptors="SMG",
+        n_dim=1536,
+        combination="concat",
+        gem_p=3.0,
+        learn_p=True,
+        n_classes=0,
+        seed=0,
+        *,
+        use_bias=False,
+        gem_floor=1e-6,
+        l2_epsilon=1e-10,
+        normalize_branches=True,
+        normalize_combined=True,
+        classifier_place="pooled",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        _check_letters(descriptors)
+        _check_choice("combination", combination, COMBINATIONS)
+        _check_choice("classifier_place", classifier_place, CLASSIFIER_PLACES)
+        _check_sizes(n_dim, n_classes, parts=len(descriptors) if combination == "concat" else 1)
+        if not gem_p > 0:
+            raise ValueError(f"Invalid gem_p. Expected a number above 0. Received: gem_p={gem_p!r}")
+        self.descriptors, self.n_dim, self.combination = descriptors, n_dim, combination
+        self.first_p, self.learn_p, self.n_classes, self.seed = gem_p, learn_p, n_classes, seed
+        self.use_bias, self.gem_floor, self.l2_epsilon = use_bias, gem_floor, l2_epsilon
+        self.normalize_branches, self.normalize_combined = normalize_branches, normalize_combined
+        self.classifier_place = classifier_place
+        self.gem_p = gem_p
+        if learn_p and "G" in descriptors:
+            self.gem_p = self.add_weight(
+                name="gem_p",
+                shape=(),
+                initializer=keras.initializers.Constant(gem_p),
+                dtype="float32",
+                autocast=False,  # a power of 16 bits moves by steps of 1/512
+            )
+        self.dense = {}
+        if n_dim:
+            size = n_dim // len(descriptors) if combination == "concat" else n_dim
+            self.dense = {letter: self._dense(size, f"fc_{letter}", use_bias) for letter in descriptors}
+        self.classifier = self._dense(n_classes, "classifier", use_bias=True) if n_classes else None
+
+    def _dense(self, size, name, use_bias):
+        # Each letter has its own values, whatever it is combined with.
+        seed = self.seed + 1 + ["fc_S", "fc_M", "fc_G", "classifier"].index(name)
+        initializer = keras.initializers.GlorotUniform(seed)
+        return keras.layers.Dense(
+            size, use_bias=use_bias, kernel_initializer=initializer, dtype=self.dtype_policy, name=name
+        )
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        for dense in self.dense.values():
+            dense.build((None, channels))
+        if self.classifier:
+            takes_map = self.classifier_place == "pooled" or not self.dense
+            self.classifier.build((None, channels if takes_map else self.dense[self.descriptors[0]].units))
+
+    def call(self, features):
+        parts = [self._branch(letter, features)["normalized"] for letter in self.descriptors]
+        combined = ops.concatenate(parts, axis=-1) if self.combination == "concat" else sum(parts)
+        return l2_normalize_added(combined, self.l2_epsilon) if self.normalize_combined else combined
+
+    def first_descriptor_logits(self, features):
+        """The auxiliary classifier's logits.
+
+        Args:
+            features: float (B, H, W, F), as for the head itself.
+
+        Returns:
+            float32 (B, C).
+
+        Raises:
+            ValueError: if the head has no classifier.
+        """
+        if not self.classifier:
+            raise ValueError("Invalid head. Expected a classifier (n_classes above 0). Received: n_classes=0")
+        first = self._branch(self.descriptors[0], features)[self.classifier_place]
+        return ops.cast(self.classifier(first), "float32")
+
+    def embed(self, descriptors):
+        """Descriptors as the search uses them: the same."""
+        return descriptors
+
+    def losses_of(self, embeddings, labels, logits=None, margin=0.1, temperature=0.5, smoothing=0.1, squared=False):
+        """The training losses: the ranking loss and the auxiliary loss, added up (CGD, sections 3.2 and 3.3).
+
+        Args:
+            embeddings: float (B, D), the head's output.
+            labels: int (B,).
+            logits: float (B, C), of `first_descriptor_logits`, or None to train without the auxiliary loss.
+            margin: float, of the triplets.
+            temperature, smoothing: float, of the auxiliary loss.
+            squared: bool, squared distances in the triplets instead of distances.
+
+        Returns:
+            dict of float scalars: loss (the sum to minimise), rank, aux (0 without logits), and active, the share of
+            images whose triplet is not yet apart by the margin.
+        """
+        hinges = losses.batch_hard_hinges(embeddings, labels, margin, squared)
+        rank, active = ops.mean(hinges), ops.mean(ops.cast(hinges > 0, "float32"))
+        aux = ops.zeros(())
+        if logits is not None:
+            aux = losses.classification_smoothed(labels, logits, temperature, smoothing)
+        return {"loss": rank + aux, "rank": rank, "aux": aux, "active": active}
+
+    def get_config(self):
+        names = ("descriptors", "n_dim", "combination", "learn_p", "n_classes", "seed", "use_bias", "gem_floor")
+        names = (*names, "l2_epsilon", "normalize_branches", "normalize_combined", "classifier_place")
+        own = {name: getattr(self, name) for name in names}
+        return {**super().get_config(), **own, "gem_p": self.first_p}
+
+    def _branch(self, letter, features):
+        """What a branch computes, by the names of CLASSIFIER_PLACES; what it lacks is as what comes before it."""
+        pooled = self._pool(letter, features)
+        dense = ops.cast(self.dense[letter](pooled), "float32") if self.dense else pooled
+        normalized = l2_normalize_added(dense, self.l2_epsilon) if self.normalize_branches else dense
+        return {"pooled": pooled, "dense": dense, "normalized": normalized}
+
+    def _pool(self, letter, features):
+        if letter == "G":
+            return gem(features, self.gem_p, self.gem_floor)
+        return spoc(features) if letter == "S" else mac(features)
+
+
+def build(architecture, dtype):
+    """Backbone and head of a network, built.
+
+    Args:
+        architecture: dict, see `heads.complete`.
+        dtype: dtype policy.
+
+    Returns:
+        (ResNetV1, CGDHead).
+
+    Raises:
+        ValueError: if the descriptors do not divide n_dim.
+    """
+    own = {name: value for name, value in architecture.items() if name in ARGUMENTS and name != "layout"}
+    backbone = resnet_v1.ResNetV1(architecture["layout"], architecture["seed"], dtype=dtype, name="backbone")
+    head = CGDHead(**own, seed=architecture["seed"] + 100_000, dtype=dtype, name="head")
+    # A model that loads weights must have its variables, whatever image sizes it will see.
+    backbone.build((None, None, None, 3))
+    head.build((None, None, None, resnet_v1.feature_size(architecture["layout"])))
+    return backbone, head
+
+
+def descriptor_size(architecture):
+    """int D."""
+    n_feature, n_part = resnet_v1.feature_size(architecture["layout"]), len(architecture["descriptors"])
+    return architecture["n_dim"] or n_feature * (n_part if architecture["combination"] == "concat" else 1)
+
+
+def kernel_size(architecture):
+    """Number of values in all kernels."""
+    n_feature, n_part = resnet_v1.feature_size(architecture["layout"]), len(architecture["descriptors"])
+    n_dense = architecture["n_dim"] * (n_part if architecture["combination"] == "sum" else 1)
+    n_first = n_feature
+    if architecture["classifier_place"] != "pooled" and n_dense:
+        n_first = n_dense // n_part
+    return resnet_v1.kernel_size(architecture["layout"]) + n_feature * n_dense + n_first * architecture["n_classes"]
+
+
+def _are_letters(descriptors):
+    is_text = isinstance(descriptors, str) and descriptors
+    return bool(is_text) and set(descriptors) <= set(LETTERS) and len(set(descriptors)) == len(descriptors)
+
+
+def _check_letters(descriptors):
+    if not _are_letters(descriptors):
+        raise ValueError(
+            "Invalid descriptors. Expected distinct letters of S (SPoC), M (MAC) and G (GeM), such as 'SMG'. "
+            f"Received: descriptors={descriptors!r}"
+        )
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"Invalid {name}. Expected one of {', '.join(choices)}. Received: {name}={value!r}")
+
+
+def _check_sizes(n_dim, n_classes, parts):
+    for name, size in {"n_dim": n_dim, "n_classes": n_classes}.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise ValueError(f"Invalid {name}. Expected an integer of 0 or more. Received: {name}={size!r}")
+    if n_dim % parts:
+        raise ValueError(
+            f"Invalid n_dim. Expected a multiple of {parts}, the number of descriptors. Received: n_dim={n_dim}"
+        )
