@@ -12,34 +12,19 @@ TensorFlow's profiler which operations take a step's time. Results go to benchma
 """
 
 import argparse
-import collections
 import json
 import os
-import platform
-import re
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from side_by_side import machine, medians, profile, take_turns, times_the_original, without_profile
 
 HERE = Path(__file__).parent
 PRECISIONS = ("float32", "mixed_bfloat16")
 WARM_UP, STEPS, ORIGINAL_STEPS = 2, 5, 5
 ENCODED, REPEATS = 2000, 4
-# What a step of 20 operations or more is made of, by the beginning of the operation's name.
-GROUPS = {
-    "convolution, gradient of the kernel": ("Conv2DBackpropFilter",),
-    "convolution, gradient of the input": ("Conv2DBackpropInput",),
-    "convolution": ("Conv2D", "FusedConv2D"),
-    "matrix products (4x4 convolutions, head)": ("MatMul", "BatchMatMul", "FusedMatMul"),
-    "batch normalisation": ("FusedBatchNorm",),
-    "ReLU": ("Relu",),
-    "pooling": ("MaxPool",),
-}
 
 
 def main(arguments=None):
@@ -58,30 +43,18 @@ def main(arguments=None):
     if options.original and options.python37:
         sizes = [str(ORIGINAL_STEPS), str(ENCODED)]
         programs["original"] = [options.python37, str(HERE / "original_gpq.py"), options.original, *sizes]
-    runs = collections.defaultdict(list)
-    for turn in range(options.rounds):
-        for name, command in programs.items():
-            finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            runs[name].append(json.loads(finished.stdout.splitlines()[-1]))
-            print(f"round {turn + 1}: {name} done", file=sys.stderr, flush=True)
+    runs = take_turns(programs, options.rounds)
     result = {
         "command": "python benchmarks/gpq_speed.py --original=CHECKOUT --python37=PATH",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, amx_bf16: {_has_amx()}",
+        "machine": machine(),
         "rounds": options.rounds,
-        "medians": {name: _medians(found) for name, found in runs.items()},
+        "medians": {name: medians(found, WARM_UP) for name, found in runs.items()},
         "profile_of_a_step": {name: runs[name][0]["profile"] for name in PRECISIONS},
-        "runs": {
-            name: [{k: v for k, v in run.items() if k != "profile"} for run in found] for name, found in runs.items()
-        },
+        "runs": {name: without_profile(found) for name, found in runs.items()},
     }
     if "original" in runs:
-        reference = result["medians"]["original"]
         result["times_the_original"] = {
-            name: {
-                "step": round(reference["step_s"] / result["medians"][name]["step_s"], 2),
-                "encoding": round(result["medians"][name]["encode_images_per_s"] / reference["encode_images_per_s"], 2),
-            }
-            for name in PRECISIONS
+            name: times_the_original(result["medians"][name], result["medians"]["original"]) for name in PRECISIONS
         }
     for key in ("medians", "times_the_original", "profile_of_a_step"):
         for name, found in result.get(key, {}).items():
@@ -90,23 +63,6 @@ def main(arguments=None):
     from gpq_tf.files import write_json
 
     write_json(options.out, result)
-
-
-def _medians(runs):
-    steps = [seconds for run in runs for seconds in run["step_s"][WARM_UP:]]
-    draws = [seconds for run in runs for seconds in run["draw_s"][WARM_UP:]]
-    encodings = [seconds for run in runs for seconds in run["encode_s"][1:]]
-    medians = {
-        "step_s": round(statistics.median(steps), 3),
-        "step_s_range": [round(min(steps), 3), round(max(steps), 3)],
-        "draw_s": round(statistics.median(draws), 4),
-        "encode_images_per_s": round(1 / statistics.median(encodings), 1),
-    }
-    if "augment_s" in runs[0]:
-        augmentation = statistics.median(seconds for run in runs for seconds in run["augment_s"][1:])
-        share = (medians["draw_s"] + augmentation) / medians["step_s"]
-        medians |= {"augment_s": round(augmentation, 4), "share_of_drawing_and_augmentation": round(share, 4)}
-    return medians
 
 
 def _measure(precision):
@@ -139,7 +95,7 @@ def _measure(precision):
         _ = {name: float(value) for name, value in step(batch).items()}
         result["step_s"].append(time.perf_counter() - start)
         result["draw_s"].append(drawn - start)
-    result["profile"] = _profile(lambda: float(step(batch)["loss"]))
+    result["profile"] = profile(lambda: float(step(batch)["loss"]))
 
     augmentation = compiled(
         lambda batch: augment.flip_and_crop(vgg.preprocess(batch["images"]), batch["flips"], batch["offsets"]), False
@@ -153,40 +109,6 @@ def _measure(precision):
         model.embed(unlabelled[:ENCODED])
         result["encode_s"].append((time.perf_counter() - start) / ENCODED)
     return result
-
-
-def _profile(function):
-    """Share of each kind of operation in the time of all operations of one call."""
-    import tensorflow as tf
-    from tensorflow.tsl.profiler.protobuf import xplane_pb2
-
-    with tempfile.TemporaryDirectory() as folder:
-        with tf.profiler.experimental.Profile(folder):
-            function()
-        (trace,) = Path(folder).rglob("*.xplane.pb")
-        space = xplane_pb2.XSpace.FromString(trace.read_bytes())
-    seconds = collections.Counter()
-    for plane in space.planes:
-        for line in plane.lines:
-            for event in line.events:
-                # an operation's event is called "name:Kind" or "name:_MklNativeKind"; the others are the runtime's own
-                operation = re.fullmatch(r"[^:]*:_?(Mkl)?(Native)?(\w+)", plane.event_metadata[event.metadata_id].name)
-                if operation:
-                    seconds[_group(operation[3])] += event.duration_ps / 1e12
-    total = sum(seconds.values())
-    return {name: round(value / total, 3) for name, value in seconds.most_common()}
-
-
-def _group(kind):
-    for name, beginnings in GROUPS.items():
-        if kind.startswith(beginnings):
-            return name
-    return "all else"
-
-
-def _has_amx():
-    cpu = Path("/proc/cpuinfo")
-    return cpu.exists() and "amx_bf16" in cpu.read_text()
 
 
 if __name__ == "__main__":

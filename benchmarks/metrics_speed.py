@@ -37,26 +37,26 @@ LARGE_GALLERY, LARGE_QUERIES = 1_000_000, (200, 10_000)
 RESULT = Path(__file__).parent / "results" / "metrics_speed.json"
 
 
-def make_problem(n_gallery, n_query):
+def make_problem(n_gallery, n_query, n_book=M, length=D_SUB):
     """codebook (M, K, d), gallery codes and labels, queries (Q, D) normalised per book, and labels."""
     rng = np.random.default_rng(0)
-    codebook = unit(rng.standard_normal((M, K, D_SUB)))
-    centres = unit(rng.standard_normal((N_CLASS, M, D_SUB)))
+    codebook = unit(rng.standard_normal((n_book, K, length)))
+    centres = unit(rng.standard_normal((N_CLASS, n_book, length)))
 
     def draw(n):
         labels = rng.integers(0, N_CLASS, n)
         looks_like = np.where(rng.random(n) < ODD, rng.integers(0, N_CLASS, n), labels)
         scatter = rng.uniform(*SCATTER, (n, 1, 1)).astype(np.float32)
-        return unit(centres[looks_like] + scatter * rng.standard_normal((n, M, D_SUB), np.float32)), labels
+        return unit(centres[looks_like] + scatter * rng.standard_normal((n, n_book, length), np.float32)), labels
 
     codes, gallery_labels = [], []
     for at in range(0, n_gallery, CHUNK):
         descriptors, labels = draw(min(CHUNK, n_gallery - at))
-        words = [np.argmax(descriptors[:, book] @ codebook[book].T, axis=1) for book in range(M)]
+        words = [np.argmax(descriptors[:, book] @ codebook[book].T, axis=1) for book in range(n_book)]
         codes.append(np.stack(words, axis=1).astype(np.uint8))
         gallery_labels.append(labels)
     queries, query_labels = draw(n_query)
-    queries = queries.reshape(n_query, M * D_SUB)
+    queries = queries.reshape(n_query, n_book * length)
     return codebook, np.concatenate(codes), np.concatenate(gallery_labels), queries, query_labels
 
 

@@ -105,7 +105,8 @@ def batch_normalize(x, gamma, beta, epsilon):
 
     In 16 bits TensorFlow's fused kernel, the fastest there is. It adds up the values of a channel one after the other:
     256 images of 32x32 pixels lose five digits of seven on the way (y is wrong by 8e-5), and ReLUs switch. So in
-    float32 sums go over each image and then over the images, which keeps six digits and takes twice the time.
+    float32 sums go over each image and then over the images, which keeps six digits; the kernel gets the statistics and
+    does the rest. With sums and rest in separate operations this took twice the time, a quarter of SPQ's step.
 
     Args:
         x: float (B, H, W, channels).
@@ -133,8 +134,9 @@ def batch_normalize(x, gamma, beta, epsilon):
             x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
         )
         return y, ops.stop_gradient(mean), ops.stop_gradient(variance)
+    normalize = _with_fused_kernel if _has_fused_kernel() else _batch_normalize
     # A function with its own gradient takes tensors, not variables.
-    y, mean, variance = _batch_normalize(epsilon)(ops.cast(x, "float32"), gamma + 0.0, beta + 0.0)
+    y, mean, variance = normalize(epsilon)(ops.cast(x, "float32"), gamma + 0.0, beta + 0.0)
     n = ops.cast(ops.size(x) // x.shape[-1], "float32")
     bessel = n / ops.maximum(n - 1.0, 1.0)
     return ops.cast(y, x.dtype), ops.stop_gradient(mean), ops.stop_gradient(variance) * bessel
@@ -159,6 +161,46 @@ def _batch_normalize(epsilon):
             return to_x, n * slope * inverse, n * shift
 
         return (centred * (gamma * inverse) + beta, mean, variance), gradient
+
+    return normalize
+
+
+def _has_fused_kernel():
+    """Whether TensorFlow runs on the CPU: on a GPU its kernel takes another figure in the place of the variance."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.config.list_logical_devices("GPU")
+
+
+def _with_fused_kernel(epsilon):
+    """As `_batch_normalize`, on a CPU: all but the statistics, and the whole gradient, in one operation each."""
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def normalize(x, gamma, beta):
+        mean = _channel_means(x)
+        variance = _channel_means(tf.math.squared_difference(x, mean))
+        y, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon, is_training=False
+        )
+
+        def gradient(upstream, *_):
+            # What it adds up has been centred or changes sign: the sums lose no digits.
+            gradients = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=upstream,
+                x=x,
+                scale=gamma,
+                reserve_space_1=mean,
+                reserve_space_2=variance,
+                reserve_space_3=[0.0],
+                epsilon=epsilon,
+                is_training=True,
+            )
+            return gradients[:3]
+
+        return (y, mean, variance), gradient
 
     return normalize
 

@@ -140,6 +140,23 @@ def test_gradients_in_training():
         assert worst(ours, theirs) < 1e-5
 
 
+@pytest.mark.parametrize("shape", [(4, 5, 3, 6), (2, 1, 1, 3), (1, 1, 1, 2)])
+def test_the_fused_kernel_and_separate_operations_agree(monkeypatch, shape):
+    inputs = 2 * normals(16, *shape) + 1, 1 + 0.1 * normals(17, shape[-1]), normals(18, shape[-1])
+
+    def all_of_it():
+        y, mean, variance = batch_normalize(*inputs, EPSILON)
+        _, gradients = value_and_gradients(
+            lambda *inputs: batch_normalize(*inputs, EPSILON)[0], list(inputs), 1 + normals(19, *shape)
+        )
+        return [y, mean, variance, *gradients]
+
+    fused = all_of_it()
+    monkeypatch.setattr("gpq_tf.ops._has_fused_kernel", lambda: False)
+    for ours, other in zip(fused, all_of_it(), strict=True):
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(other), rtol=1e-6, atol=3e-6)
+
+
 def test_gradients_are_numerical_ones_too():
     def plain(x, gamma, beta):
         mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))

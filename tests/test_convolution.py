@@ -113,6 +113,22 @@ def test_bfloat16_rounds_once(side):
     assert worst(ops.convert_to_numpy(ops.cast(value, "float32")), exact) < 2**-8
 
 
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 6), (8, 8), (2, 32), (7, 8), (10, 8)])
+def test_a_stride_of_two_in_16_bits_is_exact_where_the_numbers_are(height, width):
+    """Small whole numbers and their sums, below 256, are bfloat16 values."""
+    rng = np.random.default_rng(4)
+    shapes = (3, height, width, 5), (3, 3, 5, 4), (3, -(-height // 2), -(-width // 2), 4)
+    x, kernel, cotangent = (rng.integers(-1, 2, shape).astype("float32") for shape in shapes)
+
+    def halved(x, kernel):
+        return ops.cast(convolve(ops.cast(x, "bfloat16"), ops.cast(kernel, "bfloat16"), 2), "float32")
+
+    value, found = value_and_gradients(halved, [x, kernel], cotangent)
+    np.testing.assert_array_equal(value, loops(x, kernel, 2))
+    for gradient, expected in zip(found, loops_of_gradients(x, kernel, cotangent, 2), strict=True):
+        np.testing.assert_array_equal(gradient, expected)
+
+
 @pytest.mark.parametrize("side", [3, 8])
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-6), ("mixed_bfloat16", 0.02)])
 def test_a_layer_joined_with_its_normalisation(side, precision, tolerance):

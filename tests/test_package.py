@@ -152,10 +152,10 @@ def test_tensorflow_is_imported_where_it_may_be_and_only_inside_functions(path):
     assert not set(lines) & {node.lineno for node in at_import}
 
 
-def test_ops_calls_tensorflow_in_two_functions_only():
+def test_ops_calls_tensorflow_only_to_compile_and_to_normalise_batches():
     functions = [node for node in TREES["ops.py"].body if isinstance(node, ast.FunctionDef)]
     users = {function.name for function in functions for name, _ in imported_by(function) if name == "tensorflow"}
-    assert users == {"compiled", "batch_normalize"}
+    assert users == {"compiled", "batch_normalize", "_has_fused_kernel", "_with_fused_kernel"}
 
 
 @pytest.mark.parametrize("path", TREES)

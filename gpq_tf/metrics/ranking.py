@@ -4,6 +4,8 @@ import numpy as np
 
 from gpq_tf.index import stable_argsort
 
+_FEW = 8  # a top_n below an eighth of the codes counts as few
+
 
 class Ranking:
     """The codes of a snapshot, ready to be ranked for many queries.
@@ -37,12 +39,14 @@ class Ranking:
             ascending intp (at most R,).
         """
         order = self._nearest(distances, top_n)
+        last = len(self) if top_n is None else min(top_n, len(self))
+        if last < len(self) / _FEW:
+            return self._ranks_of_few(distances, relevant, order, last)
         together = equal_neighbours(distances[order])
         if self._sizes[order[together]].sum() > len(self) / 4:  # as where books have two codewords of unit length
             ranks = self._ranks_by_sorting_all(distances, relevant)
         else:
             ranks = self._ranks_by_distinct_codes(distances, relevant, order, together)
-        last = len(self) if top_n is None else min(top_n, len(self))
         return ranks[: np.searchsorted(ranks, last, side="right")]
 
     def groups(self, distances, relevant, top_n=None):
@@ -71,6 +75,14 @@ class Ranking:
         near = np.flatnonzero(distances <= np.partition(distances, top_n - 1)[top_n - 1])
         return near[stable_argsort(distances[near])]
 
+    def _ranks_of_few(self, distances, relevant, order, last):
+        """All codes up to rank `last`, in order: for few, less than finding the ranks of all that are relevant."""
+        ordered = distances[order]
+        end = np.searchsorted(np.cumsum(self._sizes[order]), last)
+        end = np.searchsorted(ordered, ordered[end], side="right")  # with all that are equally far
+        positions = self._in_order(distances, order[:end])[:last]
+        return np.flatnonzero(self._is_relevant(relevant)[positions]) + 1
+
     def _ranks_by_distinct_codes(self, distances, relevant, order, together):
         sizes = self._sizes[order]
         reached = np.cumsum(sizes)  # the last rank of each distinct code, nearest first
@@ -91,13 +103,17 @@ class Ranking:
     def _ranks_of_tied(self, distances, relevant, codes, reached):
         """Different codes, equally far, take turns in insertion order; `codes` come nearest first."""
         sizes = self._sizes[codes]
+        return _ranges(reached - sizes + 1, sizes)[self._is_relevant(relevant)[self._in_order(distances, codes)]]
+
+    def _in_order(self, distances, codes):
+        """The positions of all codes equal to one of `codes`, which come nearest first, as a stable sort has them."""
+        sizes = self._sizes[codes]
         # Sort them by group and position: as in `stable_argsort`, no two keys are equal, and any sort is stable.
         group = np.cumsum(np.diff(distances[codes], prepend=distances[codes[0]]) != 0).astype(np.uint64)
         keys = np.repeat(group << np.uint64(32), sizes)
         keys |= self._members[_ranges(self._starts[codes], sizes)].astype(np.uint64)
         keys.sort()
-        positions = (keys & np.uint64(0xFFFFFFFF)).astype(np.intp)
-        return _ranges(reached - sizes + 1, sizes)[self._is_relevant(relevant)[positions]]
+        return (keys & np.uint64(0xFFFFFFFF)).astype(np.intp)
 
     def _ranks_by_sorting_all(self, distances, relevant):
         return np.flatnonzero(self._is_relevant(relevant)[stable_argsort(distances[self._inverse])]) + 1
