@@ -237,11 +237,12 @@ def test_a_step_is_traced_once_and_trains_everything(jit):
 
     before = [ops.convert_to_numpy(variable) for variable in model.trainable_variables]
     step = make_step(model, losses_of, spq.optimizer(chosen, 3), jit)
-    found = [float(step(draw(i))["loss"]) for i in range(4)]
+    found = [float(step(draw(0))["loss"])]
+    # Adam's first step is as long as the rate, whatever the gradient's length
+    for variable, old in zip(model.trainable_variables, before, strict=True):
+        apart = np.abs(ops.convert_to_numpy(variable) - old).max()
+        assert 1e-4 < apart < 3.01e-4, variable.path
+    found += [float(step(draw(i))["loss"]) for i in (1, 2, 3)]
     assert len(traces) == 1
     assert np.isfinite(found).all()
     assert len(set(found)) == 4
-    # four steps of Adam move every array, and no value by much more than four times the rate
-    for variable, old in zip(model.trainable_variables, before, strict=True):
-        apart = np.abs(ops.convert_to_numpy(variable) - old).max()
-        assert 1e-4 < apart < 2e-3, variable.path

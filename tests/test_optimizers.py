@@ -130,7 +130,7 @@ class Values(keras.layers.Layer):
     """One trained array."""
 
     def __init__(self, start):
-        super().__init__()
+        super().__init__(name="values")
         self.x = self.add_weight(shape=start.shape, name="x")
         self.x.assign(start)
         self.built = True
