@@ -100,7 +100,7 @@ def convert(arguments):
     if not target.endswith((".keras", ".pth")):
         raise ValueError(f"Invalid DST. Expected a name that ends in .keras or .pth. Received: {target!r}")
     _import_tensorflow_quietly()
-    from gpq_tf import convert
+    from gpq_tf import convert, heads
     from gpq_tf import settings as settings_module
     from gpq_tf.convert import spq_checkpoint
     from gpq_tf.network import load_model
@@ -109,8 +109,8 @@ def convert(arguments):
         lines = spq_checkpoint.write(load_model(source), target)
     else:
         n_book = settings.n_book if "n_book" in settings.given else None
-        model, lines = convert.convert(source, n_book, settings.legacy, settings_module.architecture_of(settings))
-        settings_module.check_fixed(settings, settings_module.fixed_by(model.architecture), source)
+        model, lines = convert.convert(source, n_book, settings.legacy, heads.architecture_of(settings))
+        settings_module.check_fixed(settings, heads.fixed_by(model.architecture), source)
         model.record = {"converted_from": os.path.basename(source), "legacy": settings.legacy}
         model.save(target)
     for line in lines:

@@ -47,7 +47,7 @@ def run(settings, report=None, progress=None, pictures=True):
             "`gpq-tf cgd --pretrained-model=...` prints its Recall@k"
         )
     # What is printed and saved is what is in force: where nothing else was given, the model's own sizes.
-    fixed = settings_module.fixed_by(model.architecture)
+    fixed = heads.fixed_by(model.architecture)
     own = {**fixed, "legacy": model.architecture["legacy"], **_size_of_training(model, name)}
     settings = settings.completed({key: value for key, value in own.items() if key not in settings.given})
     report(settings_module.describe(settings))
@@ -157,7 +157,7 @@ def open_model(settings):
         notes.append(f"model: {source}")
     if foreign:
         n_book = settings.n_book if "n_book" in settings.given else None
-        model, lines = convert.convert(source, n_book, bool(legacy), settings_module.architecture_of(settings))
+        model, lines = convert.convert(source, n_book, bool(legacy), heads.architecture_of(settings))
         model = in_precision(model, settings.precision)
         notes += [f"converted: {lines[0]}", *(line for line in lines if line.startswith("initialised"))]
     else:

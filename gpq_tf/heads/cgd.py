@@ -3,8 +3,10 @@
 import keras
 from keras import ops
 
-from gpq_tf import losses
+from gpq_tf import augment, losses
+from gpq_tf.augment import window
 from gpq_tf.backbones import resnet_v1
+from gpq_tf.data import sampling
 from gpq_tf.descriptors import gem, mac, spoc
 from gpq_tf.heads import arguments
 from gpq_tf.ops import l2_normalize_added
@@ -29,8 +31,16 @@ ARGUMENTS = {
     "normalize_combined": arguments.boolean(True),
     "classifier_place": arguments.choice("pooled", CLASSIFIER_PLACES),
 }
+PROTOCOL = "unseen_classes"
 SMALLEST_SIDE = 1
 preprocess = resnet_v1.preprocess
+
+# What a training step draws, from a random stream of its own.
+_BATCH = 6
+# The paper's rate; and one that trains a network of random weights, where the paper's would take ten times as long.
+_RATE, _RATE_FROM_SCRATCH = 1e-4, 1e-3
+# The authors' run on CUB-200-2011 (github.com/naver/cgd/issues/3): 1,500 steps, a tenth of the rate after 400 and 800.
+_DROPS, _OF_STEPS = (400, 800), 1500
 
 
 @keras.saving.register_keras_serializable("gpq_tf")
@@ -239,6 +249,105 @@ def kernel_size(architecture):
     if architecture["classifier_place"] != "pooled" and n_dense:
         n_first = n_dense // n_part
     return resnet_v1.kernel_size(architecture["layout"]) + n_feature * n_dense + n_first * architecture["n_classes"]
+
+
+def architecture_of(settings):
+    """The arguments of the network that settings describe, a dict; `settings_of` goes the other way."""
+    own = {name: getattr(settings, name) for name in ("descriptors", "n_dim", "combination", "gem_p", "learn_p")}
+    layout = resnet_v1.bottlenecks(max(1, round(64 * settings.width_multiplier)))
+    return {**own, "layout": layout, "n_classes": settings.n_CLASSES if settings.auxiliary else 0}
+
+
+def settings_of(architecture):
+    """The settings that a network fixes, a dict."""
+    own = {name: architecture[name] for name in ("descriptors", "n_dim", "combination", "gem_p", "learn_p")}
+    n_classes, width = architecture["n_classes"], architecture["layout"]["stem"][0]
+    own["auxiliary"] = n_classes > 0
+    if n_classes > 1:
+        own["n_CLASSES"] = n_classes
+    # A converted network may be laid out as no setting describes it.
+    if architecture["layout"] == resnet_v1.bottlenecks(width):
+        own["width_multiplier"] = width / 64
+    return own
+
+
+def file_stem(settings):
+    """Beginning of the names of saved models, such as "cgd_1536d"."""
+    return f"cgd_{descriptor_size(architecture_of(settings))}d"
+
+
+def steps_per_epoch(data, settings):
+    """Steps that draw as many images as there are to train on, at least one.
+
+    Raises:
+        ValueError: if a batch does not consist of whole classes, or of more than there are.
+    """
+    n_images, n_class = settings.images_per_class, len(data.train.class_names)
+    if settings.batch_size % n_images or not n_images < settings.batch_size <= n_images * n_class:
+        raise ValueError(
+            f"Invalid batch_size. Expected a multiple of {n_images}, the images of a class, "
+            f"of 2 to {n_class} classes. Received: batch_size={settings.batch_size}"
+        )
+    return max(1, len(data.train) // settings.batch_size)
+
+
+def draw_batch(data, settings, step):
+    """The images of one training step, with what their augmentation needs: a pure function of (seed, step).
+
+    batch_size / images_per_class classes are drawn, and images_per_class images of each (see
+    `sampling.class_balanced_batch`), anew at every step. The paper has 128 images a step and does not say of how many
+    classes.
+
+    Args:
+        data: gpq_tf.data.metric_learning.UnseenClasses.
+        settings: gpq_tf.settings.Settings.
+        step: int >= 0.
+
+    Returns:
+        dict of numpy arrays: images uint8 (B, H, W, 3), larger than the windows that are cut out of them; labels int32
+        (B,); flips bool (B,); offsets int32 (B, 2).
+    """
+    rng = augment.generator(settings.seed, step, _BATCH)
+    n_class = settings.batch_size // settings.images_per_class
+    index = sampling.class_balanced_batch(data.train.labels, n_class, settings.images_per_class, rng)
+    margin = data.train.side - settings.image_size
+    flips, offsets = window.draw_crop_and_flip(rng, len(index), margin)
+    labels = data.train.labels[index].astype("int32")
+    return {"images": data.train.read(index), "labels": labels, "flips": flips, "offsets": offsets}
+
+
+def is_frozen(settings, epoch):
+    """Whether training has stopped updating the batch statistics in this epoch: never, as the authors say."""
+    return False
+
+
+def training_losses(model, batch, settings, frozen=False):
+    """Losses of one batch of `draw_batch`, in training mode: cut a window, describe, compare.
+
+    Returns:
+        dict of float scalars, see `CGDHead.losses_of`.
+    """
+    size = settings.image_size
+    images = window.crop_and_flip(batch["images"], batch["flips"], batch["offsets"], size, size)
+    features = model.backbone(preprocess(images), training=True)
+    logits = model.head.first_descriptor_logits(features) if settings.auxiliary else None
+    weights = {name: getattr(settings, name) for name in ("margin", "temperature", "smoothing")}
+    return model.head.losses_of(model.head(features), batch["labels"], logits, **weights)
+
+
+def learning_rate(settings, steps_per_epoch):
+    """`settings.learning_rate`, else 1e-4 from weights, 1e-3 from scratch; a tenth after 4/15 and 8/15 of the run."""
+    rate = settings.learning_rate or (_RATE_FROM_SCRATCH if settings.init is None else _RATE)
+    total = settings.total_epochs * steps_per_epoch
+    drops = [total * drop // _OF_STEPS for drop in _DROPS]
+    # Keras's schedule keeps a value until its boundary's step has been taken as well.
+    boundaries = [drop - 1 for drop in drops]
+    return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, [rate, rate / 10, rate / 100])
+
+
+def optimizer(settings, steps_per_epoch):
+    """Adam as the paper says, with the usual decays of its means (.9 and .999) and epsilon 1e-8."""
+    return keras.optimizers.Adam(learning_rate(settings, steps_per_epoch), epsilon=1e-8)
 
 
 def _are_letters(descriptors):
