@@ -21,6 +21,7 @@ ImagNet_pretrained_path = "./models/ImageNet_pretrained"  # .mat to start traini
 ImageNet_pretrained_path = ImagNet_pretrained_path  # the same, spelled right
 model_save_path = "./models/"  # folder that train.py writes into
 model_load_path = "./models/48bits_example.ckpt"  # .keras, shipped name or TF1 prefix; while absent: the shipped model
+# cgd: "./models/cgd_1536d_best.keras", which train.py writes
 cifar10_label_sim_path = "./cifar10/cifar10_Similarity.mat"  # what is relevant to each query; while absent: the labels
 
 # --- protocol
@@ -35,7 +36,7 @@ batch_size = 500  # labelled images a step, and as many unlabelled ones; spq: 25
 save_term = 20  # epochs between saves
 eval_epoch = None  # epochs between evaluations on all queries, the best model is kept; None: never; spq: 100; cgd: 1
 images_per_class = 4  # cgd: images of a class in a batch, which has batch_size / images_per_class classes
-learning_rate = None  # cgd: of the first quarter; None: 1e-4, the paper's, or 1e-3 from scratch
+learning_rate = None  # cgd: Adam's at first; None: 1e-4, the paper's, or 1e-3 from scratch
 
 # --- code
 head = "gpq"  # what turns features into codes, and learns to: gpq from few labels, spq from none, cgd from class labels

@@ -24,12 +24,18 @@ def evaluate(model, images, ks=KS, step=1, progress=None):
         of what was described).
     """
     index = np.arange(0, len(images), step)
-    batches = images.batches(BATCH_SIZE, step)
-    if progress:
-        batches = progress(batches, "images", -(-len(index) // BATCH_SIZE))
-    embeddings = np.concatenate([_embed(model, batch, len(index)) for batch in batches])
+    embeddings = embed(model, images, step, progress)
     recalls = recall_at_k(embeddings, images.labels[index], ks)
     return {"scores": {f"R@{k}": value for k, value in recalls.items()}, "embeddings": embeddings, "index": index}
+
+
+def embed(model, images, step=1, progress=None):
+    """Descriptors of every step-th image, float32 (N / step, D); the arguments are those of `evaluate`."""
+    n_images = len(range(0, len(images), step))
+    batches = images.batches(BATCH_SIZE, step)
+    if progress:
+        batches = progress(batches, "images", -(-n_images // BATCH_SIZE))
+    return np.concatenate([_embed(model, batch, n_images) for batch in batches])
 
 
 def _embed(model, batch, n_images):
@@ -52,9 +58,8 @@ def answers(query, found, images, k=10):
     Returns:
         dict: query_image, query_class, result_images, result_classes, relevant, class_names.
     """
-    similarity = found["embeddings"] @ found["embeddings"][query]
-    similarity[query] = -np.inf  # not among its own answers
-    best = found["index"][np.argsort(-similarity, kind="stable")[: min(k, len(similarity) - 1)]]
+    ranked = nearest(found["embeddings"], found["embeddings"][query])
+    best = found["index"][ranked[ranked != query][:k]]
     own = found["index"][query]
     return {
         "query_image": images.read([own])[0],
@@ -64,3 +69,20 @@ def answers(query, found, images, k=10):
         "relevant": (images.labels[best] == images.labels[own]).tolist(),
         "class_names": images.class_names,
     }
+
+
+def nearest(embeddings, descriptor):
+    """Rows of the embeddings by their inner product with a descriptor, the largest first; equal ones in their order.
+
+    Args:
+        embeddings: float (N, D).
+        descriptor: float (D,).
+
+    Returns:
+        int64 (N,).
+
+    Example:
+        >>> nearest(np.eye(3), np.array([0.0, 0.6, 0.8])).tolist()
+        [2, 1, 0]
+    """
+    return np.argsort(-(embeddings @ descriptor), kind="stable")

@@ -151,6 +151,7 @@ _HEAD_DEFAULTS = {
     "cgd": {
         "data_dir": "./data/CUB_200_2011",
         "dataset": "cub200",
+        "model_load_path": "./models/cgd_1536d_best.keras",
         "image_size": 224,
         "total_epochs": 33,
         "batch_size": 128,

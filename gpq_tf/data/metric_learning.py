@@ -118,18 +118,37 @@ def load_for(settings):
     Raises:
         ValueError, OSError: as `load`; naming the file that is no image, or of which a box does not begin inside it.
     """
+    train, test = _found(settings)
+    train, test = _image_set(train, settings, settings.image_size * 9 // 8), _image_set(test, settings)
+    source = f"{_count(train)} classes to train on, {_count(test)} unseen classes, from {settings.data_dir}"
+    return UnseenClasses(train, test, source)
+
+
+def load_test_for(settings):
+    """The images of unseen classes alone, and a line for the user: where they come from.
+
+    Args and Raises: as `load_for`.
+
+    Returns:
+        (ImageSet, str).
+    """
+    test = _image_set(_found(settings)[1], settings)
+    return test, f"{_count(test)} unseen classes, from {settings.data_dir}"
+
+
+def _found(settings):
     names = ("train.txt", "test.txt", "bbox.txt")
     lists = (None,) * 3 if settings.meta_dir is None else [Path(settings.meta_dir) / name for name in names]
-    train, test = load(settings.dataset, settings.data_dir, *lists, boxes=settings.boxes, download=settings.download)
-    upright = settings.dataset == "image_folders"
-    side = settings.image_size
-    sets = _image_set(train, side * 9 // 8, upright), _image_set(test, side, upright)
-    parts = (f"{len(part):,} images of {len(part.class_names)} classes" for part in sets)
-    return UnseenClasses(*sets, "{} to train on, {} unseen ones, from {}".format(*parts, settings.data_dir))
+    return load(settings.dataset, settings.data_dir, *lists, boxes=settings.boxes, download=settings.download)
 
 
-def _image_set(listed, side, upright):
-    found = ImageSet(listed, side, upright)
+def _count(image_set):
+    return f"{len(image_set):,} images of {len(image_set.class_names)}"
+
+
+def _image_set(listed, settings, side=None):
+    side = side or settings.image_size
+    found = ImageSet(listed, side, upright=settings.dataset == "image_folders")
     if len(found) * side**2 * 3 > LARGEST_IN_MEMORY:
         return found
     return dataclasses.replace(found, pixels=found.read(np.arange(len(found))))

@@ -5,7 +5,7 @@ from keras import ops
 
 from gpq_tf import augment, losses
 from gpq_tf.augment import window
-from gpq_tf.backbones import resnet_v1
+from gpq_tf.backbones import layouts, resnet_v1
 from gpq_tf.data import sampling
 from gpq_tf.descriptors import gem, mac, spoc
 from gpq_tf.heads import arguments
@@ -15,9 +15,9 @@ LETTERS = "SMG"
 COMBINATIONS = ("concat", "sum")
 CLASSIFIER_PLACES = ("pooled", "dense", "normalized")
 
-# Of CGDHead, and `layout`, which describes the backbone (gpq_tf.backbones.resnet_v1).
+# Of CGDHead, and `layout`, which describes the backbone (gpq_tf.backbones.layouts).
 ARGUMENTS = {
-    "layout": arguments.Argument(resnet_v1.RESNET50, resnet_v1.is_layout, "a description of ResNet v1"),
+    "layout": arguments.Argument(resnet_v1.RESNET50, layouts.is_layout, "a description of a backbone"),
     "descriptors": arguments.Argument("SMG", lambda value: _are_letters(value), "distinct letters of S, M and G"),
     "n_dim": arguments.integer(1536, 0, 2**20),
     "combination": arguments.choice("concat", COMBINATIONS),
@@ -37,10 +37,11 @@ preprocess = resnet_v1.preprocess
 
 # What a training step draws, from a random stream of its own.
 _BATCH = 6
-# The paper's rate; and one that trains a network of random weights, where the paper's would take ten times as long.
-_RATE, _RATE_FROM_SCRATCH = 1e-4, 1e-3
-# The authors' run on CUB-200-2011 (github.com/naver/cgd/issues/3): 1,500 steps, a tenth of the rate after 400 and 800.
-_DROPS, _OF_STEPS = (400, 800), 1500
+# The first rate, and the 15ths of a run after which it falls to a tenth. From weights: the paper's rate, and what its
+# authors did with CUB-200-2011 (github.com/naver/cgd/issues/3), 400 and 800 of 1,500 steps. From scratch, which the
+# paper does not do, a network would stop learning there: ours.
+_RATE, _DROPS = 1e-4, (4, 8)
+_RATE_FROM_SCRATCH, _DROPS_FROM_SCRATCH = 1e-3, (9, 12)
 
 
 @keras.saving.register_keras_serializable("gpq_tf")
@@ -221,54 +222,48 @@ def build(architecture, dtype):
         dtype: dtype policy.
 
     Returns:
-        (ResNetV1, CGDHead).
+        (ResNetV1 or KerasCVResNet, CGDHead).
 
     Raises:
         ValueError: if the descriptors do not divide n_dim.
     """
     own = {name: value for name, value in architecture.items() if name in ARGUMENTS and name != "layout"}
-    backbone = resnet_v1.ResNetV1(architecture["layout"], architecture["seed"], dtype=dtype, name="backbone")
+    backbone = layouts.build(architecture["layout"], architecture["seed"], dtype)
     head = CGDHead(**own, seed=architecture["seed"] + 100_000, dtype=dtype, name="head")
-    # A model that loads weights must have its variables, whatever image sizes it will see.
-    backbone.build((None, None, None, 3))
-    head.build((None, None, None, resnet_v1.feature_size(architecture["layout"])))
+    head.build((None, None, None, layouts.feature_size(architecture["layout"])))
     return backbone, head
 
 
 def descriptor_size(architecture):
     """int D."""
-    n_feature, n_part = resnet_v1.feature_size(architecture["layout"]), len(architecture["descriptors"])
+    n_feature, n_part = layouts.feature_size(architecture["layout"]), len(architecture["descriptors"])
     return architecture["n_dim"] or n_feature * (n_part if architecture["combination"] == "concat" else 1)
 
 
 def kernel_size(architecture):
     """Number of values in all kernels."""
-    n_feature, n_part = resnet_v1.feature_size(architecture["layout"]), len(architecture["descriptors"])
+    n_feature, n_part = layouts.feature_size(architecture["layout"]), len(architecture["descriptors"])
     n_dense = architecture["n_dim"] * (n_part if architecture["combination"] == "sum" else 1)
     n_first = n_feature
     if architecture["classifier_place"] != "pooled" and n_dense:
         n_first = n_dense // n_part
-    return resnet_v1.kernel_size(architecture["layout"]) + n_feature * n_dense + n_first * architecture["n_classes"]
+    return layouts.kernel_size(architecture["layout"]) + n_feature * n_dense + n_first * architecture["n_classes"]
 
 
 def architecture_of(settings):
     """The arguments of the network that settings describe, a dict; `settings_of` goes the other way."""
     own = {name: getattr(settings, name) for name in ("descriptors", "n_dim", "combination", "gem_p", "learn_p")}
-    layout = resnet_v1.bottlenecks(max(1, round(64 * settings.width_multiplier)))
-    return {**own, "layout": layout, "n_classes": settings.n_CLASSES if settings.auxiliary else 0}
+    n_classes = settings.n_CLASSES if settings.auxiliary else 0
+    return {**own, "layout": layouts.of_settings(settings), "n_classes": n_classes}
 
 
 def settings_of(architecture):
     """The settings that a network fixes, a dict."""
     own = {name: architecture[name] for name in ("descriptors", "n_dim", "combination", "gem_p", "learn_p")}
-    n_classes, width = architecture["n_classes"], architecture["layout"]["stem"][0]
-    own["auxiliary"] = n_classes > 0
-    if n_classes > 1:
-        own["n_CLASSES"] = n_classes
+    n_classes = architecture["n_classes"]
+    classified = {"auxiliary": True, "n_CLASSES": n_classes} if n_classes else {"auxiliary": False}
     # A converted network may be laid out as no setting describes it.
-    if architecture["layout"] == resnet_v1.bottlenecks(width):
-        own["width_multiplier"] = width / 64
-    return own
+    return {**own, **classified, **layouts.settings_of(architecture["layout"])}
 
 
 def file_stem(settings):
@@ -336,12 +331,14 @@ def training_losses(model, batch, settings, frozen=False):
 
 
 def learning_rate(settings, steps_per_epoch):
-    """`settings.learning_rate`, else 1e-4 from weights, 1e-3 from scratch; a tenth after 4/15 and 8/15 of the run."""
-    rate = settings.learning_rate or (_RATE_FROM_SCRATCH if settings.init is None else _RATE)
-    total = settings.total_epochs * steps_per_epoch
-    drops = [total * drop // _OF_STEPS for drop in _DROPS]
+    """1e-4 with drops to a tenth after 4/15 and 8/15 of the run; from scratch 1e-3, and after 9/15 and 12/15.
+
+    `settings.learning_rate` replaces the first rate, where it is given.
+    """
+    rate, drops = (_RATE_FROM_SCRATCH, _DROPS_FROM_SCRATCH) if settings.init is None else (_RATE, _DROPS)
+    rate, total = settings.learning_rate or rate, settings.total_epochs * steps_per_epoch
     # Keras's schedule keeps a value until its boundary's step has been taken as well.
-    boundaries = [drop - 1 for drop in drops]
+    boundaries = [total * drop // 15 - 1 for drop in drops]
     return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, [rate, rate / 10, rate / 100])
 
 
