@@ -83,7 +83,6 @@ def small(path, changes):
 def test_a_wrong_file_is_named(tmp_path):
     backbone = resnet_v1.ResNetV1(resnet_v1.bottlenecks(16, blocks=(1, 1, 1, 1)))
     backbone.build((None, None, None, 3))
-    (tmp_path / "text.h5").write_text("no HDF5")
     kernel = np.zeros((7, 7, 3, 64), "float32")
     cases = {
         small(tmp_path / "empty.h5", {}): r"expected conv1_conv/kernel of shape \(7, 7, 3, 16\), found none",
@@ -93,13 +92,13 @@ def test_a_wrong_file_is_named(tmp_path):
         "is width_multiplier another than 1",
         small(tmp_path / "whole.h5", {"conv1_conv/kernel:0": np.zeros((7, 7, 3, 16), int)}): "no plain array of floats",
     }
+    (tmp_path / "text.h5").write_text("no HDF5")
+    cases[tmp_path / "text.h5"] = "file signature not found"
     for path, message in cases.items():
         with pytest.raises(
             ValueError, match=rf"^Invalid {path}\. Expected the weights of Keras's ResNet50\. .*{message}"
         ):
             keras_resnet.load_backbone(backbone, path)
-    with pytest.raises((ValueError, OSError), match=r"text\.h5"):
-        keras_resnet.load_backbone(backbone, tmp_path / "text.h5")
 
 
 # --- which weights training starts from

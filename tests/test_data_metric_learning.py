@@ -117,8 +117,8 @@ def birds(tmp_path):
     return tmp_path
 
 
-def found(birds, *more, dataset="image_lists"):
-    given = ["--head=cgd", f"--dataset={dataset}", f"--data_dir={birds}", "--image_size=16", *more]
+def found(birds, *more, dataset="image_lists", size=16):
+    given = ["--head=cgd", f"--dataset={dataset}", f"--data_dir={birds}", f"--image_size={size}", *more]
     return metric_learning.load_for(settings.resolve(given, "no_such_config.py"))
 
 
@@ -152,7 +152,7 @@ def test_the_fingerprint_tells_other_images_labels_and_boxes(birds):
     before = found(birds, f"--meta_dir={birds}").fingerprint()
     assert before == found(birds, f"--meta_dir={birds}").fingerprint()
     assert before != found(birds, f"--meta_dir={birds}", "--boxes=False").fingerprint()
-    assert before != found(birds, f"--meta_dir={birds}", "--image_size=24").fingerprint()
+    assert before != found(birds, f"--meta_dir={birds}", size=24).fingerprint()
     write(birds / "images/0/1.png", picture(9))
     assert before != found(birds, f"--meta_dir={birds}").fingerprint()
 

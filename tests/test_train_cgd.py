@@ -39,9 +39,9 @@ def folders(tmp_path_factory):
         for label in range(n_class):
             folder = root / part / f"{part}{label}"
             folder.mkdir(parents=True)
-            tint = rng.normal(0, 15, 3)
+            tint = rng.normal(0, 20, 3)
             for i in range(n_image):
-                pixels = 128 + tint + rng.uniform(-70, 70) + rng.normal(0, 30, (20, 24, 3))
+                pixels = 128 + tint + rng.uniform(-70, 70) + rng.normal(0, 30, (36, 40, 3))
                 Image.fromarray(np.clip(pixels, 0, 255).astype("uint8")).save(folder / f"{i:02d}.png")
     return root
 
@@ -52,11 +52,12 @@ def settings(folder, folders, **changes):
         "dataset": "image_folders",
         "data_dir": folders,
         "model_save_path": folder,
-        "image_size": 16,
+        "image_size": 32,
         "width_multiplier": 1 / 16,
         "n_dim": 12,
         "batch_size": 24,  # of 120 images: 5 steps an epoch
         "init": None,
+        "learning_rate": 5e-3,
         **changes,
     }
     return settings_module.resolve([f"--{name}={value}" for name, value in given.items()], NO_FILE)
@@ -196,9 +197,9 @@ def test_a_batch_is_a_function_of_seed_and_step(folders, data):
     for name in first:
         np.testing.assert_array_equal(first[name], again[name])
         assert (first[name] != next_one[name]).any()
-    assert first["images"].shape == (24, 18, 18, 3) and first["images"].dtype == np.uint8
+    assert first["images"].shape == (24, 36, 36, 3) and first["images"].dtype == np.uint8
     assert sorted(np.bincount(first["labels"], minlength=10).tolist()) == [0] * 6 + [6] * 4
-    assert first["offsets"].min() >= 0 and first["offsets"].max() == 2
+    assert first["offsets"].min() >= 0 and first["offsets"].max() == 4
 
 
 @pytest.mark.parametrize("auxiliary", [True, False])
@@ -209,7 +210,7 @@ def test_the_losses_are_those_of_the_head(folders, data, auxiliary):
     batch = cgd.draw_batch(data, chosen, 0)
     windows = np.stack(
         [
-            image[row : row + 16, column : column + 16][:, :: -1 if flip else 1]
+            image[row : row + 32, column : column + 32][:, :: -1 if flip else 1]
             for image, flip, (row, column) in zip(batch["images"], batch["flips"], batch["offsets"], strict=True)
         ]
     )
@@ -232,8 +233,8 @@ def test_the_rate_falls_when_the_authors_let_it_fall(folders):
 
     falling = np.array([1, 1, 0.1, 0.1, 0.01, 0.01])
     of_weights, of_scratch = (0, 399, 400, 799, 800, 1499), (0, 899, 900, 1199, 1200, 1499)
-    np.testing.assert_allclose(rates(of_weights, init="some.h5"), 1e-4 * falling, rtol=1e-6)
-    np.testing.assert_allclose(rates(of_scratch), 1e-3 * falling, rtol=1e-6)
+    np.testing.assert_allclose(rates(of_weights, init="some.h5", learning_rate=None), 1e-4 * falling, rtol=1e-6)
+    np.testing.assert_allclose(rates(of_scratch, learning_rate=None), 3e-3 * falling, rtol=1e-6)
     np.testing.assert_allclose(rates(of_scratch, learning_rate=0.5), 0.5 * falling, rtol=1e-6)
 
 
@@ -278,7 +279,7 @@ def test_a_model_fixes_its_settings(folders):
         ({"batch_size": 44}, "of 2 to 10 classes. Received: batch_size=44"),
         ({"batch_size": 4}, "of 2 to 10 classes. Received: batch_size=4"),
         ({"n_CLASSES": 7}, "Invalid n_CLASSES. Expected the data's, 10. Received: n_CLASSES=7"),
-        ({"image_size": 17}, "Invalid image_size. Expected the data's, (16, 16, 3). Received: (17, 17, 3)"),
+        ({"image_size": 33}, "Invalid image_size. Expected the data's, (32, 32, 3). Received: (33, 33, 3)"),
     ],
 )
 def test_mistakes_are_named(tmp_path, folders, data, changes, message):

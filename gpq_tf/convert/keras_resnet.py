@@ -64,8 +64,7 @@ def load_backbone(backbone, path):
         path: str or Path.
 
     Raises:
-        ValueError: if the file is no plain HDF5 file, or an array is missing or has another shape.
-        OSError: if the file cannot be read.
+        ValueError: if the file cannot be read, is no plain HDF5 file, or an array is missing or has another shape.
     """
     import h5py
 
@@ -75,7 +74,7 @@ def load_backbone(backbone, path):
             layers = file.get("model_weights", file)
             for name, convolution in backbone.convolutions.items():
                 _load_unit(layers, _name_in_keras(name), convolution, backbone.normalizations[name])
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, RuntimeError, OSError) as error:  # h5py raises all of them on a damaged file
         raise ValueError(f"Invalid {path}. Expected the weights of Keras's ResNet50. Found: {error}") from error
 
 
@@ -103,8 +102,13 @@ def _name_in_keras(name):
 def _array(layers, layer, which, shape):
     """float32 array of a layer, whose members Keras calls LAYER/LAYER/kernel:0, once its shape has been compared."""
     found = {}
+
+    def note(path, item):  # what it returned would end the visit
+        if hasattr(item, "shape"):
+            found[path.split("/")[-1].partition(":")[0]] = item
+
     if layer in layers:
-        layers[layer].visititems(lambda path, item: found.setdefault(path.split("/")[-1].partition(":")[0], item))
+        layers[layer].visititems(note)
     if which not in found or tuple(found[which].shape) != tuple(shape):
         what = f"it with shape {found[which].shape}; is width_multiplier another than 1?" if which in found else "none"
         raise ValueError(f"expected {layer}/{which} of shape {tuple(shape)}, found {what}")

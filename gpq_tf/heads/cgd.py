@@ -41,7 +41,7 @@ _BATCH = 6
 # authors did with CUB-200-2011 (github.com/naver/cgd/issues/3), 400 and 800 of 1,500 steps. From scratch, which the
 # paper does not do, a network would stop learning there: ours.
 _RATE, _DROPS = 1e-4, (4, 8)
-_RATE_FROM_SCRATCH, _DROPS_FROM_SCRATCH = 1e-3, (9, 12)
+_RATE_FROM_SCRATCH, _DROPS_FROM_SCRATCH = 3e-3, (9, 12)
 
 
 @keras.saving.register_keras_serializable("gpq_tf")
@@ -331,7 +331,7 @@ def training_losses(model, batch, settings, frozen=False):
 
 
 def learning_rate(settings, steps_per_epoch):
-    """1e-4 with drops to a tenth after 4/15 and 8/15 of the run; from scratch 1e-3, and after 9/15 and 12/15.
+    """1e-4 with drops to a tenth after 4/15 and 8/15 of the run; from scratch 3e-3, and after 9/15 and 12/15.
 
     `settings.learning_rate` replaces the first rate, where it is given.
     """
