@@ -320,7 +320,7 @@ NO_INDEX = (
     r"Expected the prefix of a TensorFlow 1 checkpoint .* Received: a checkpoint without its index, source\.index"
 )
 WRONG_SOURCES = {
-    "nothing": (lambda folder: None, r"or a \.mat file. Received: no such file"),
+    "nothing": (lambda folder: None, r"or a \.pth file\. Received: no such file"),
     "folder": (write_prefix_folder, "Received: a folder"),
     "empty": (write("source", b""), "Received: a file of another kind"),
     "text": (write("source", b"some text\n"), "Received: a file of another kind"),
@@ -432,7 +432,7 @@ def test_the_command_reports_a_damaged_file_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["20.ckpt", "model.h5"], "Invalid DST. Expected a name that ends in .keras. Received: 'model.h5'"),
+        (["20.ckpt", "model.h5"], "Invalid DST. Expected a name that ends in .keras or .pth. Received: 'model.h5'"),
         (["20.ckpt"], "Invalid arguments. Expected SRC DST. Received: 20.ckpt"),
         (["20.ckpt", "model.keras", "--n_book=7"], "Invalid n_book. Expected a positive integer dividing D=24. "),
     ],

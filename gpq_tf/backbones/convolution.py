@@ -5,6 +5,9 @@ from keras import ops
 
 # Pixels up to which a convolution goes pixel by pixel; at 8x8 the convolution of the backend is faster.
 SMALL_IMAGE = 16
+# Input channels below which TensorFlow's gradient of a strided 1x1 kernel writes beyond its memory on a CPU (oneDNN
+# issue 6035, open as of version 3.12), which ends in a crash or in wrong values somewhere else.
+FEW_CHANNELS = 16
 
 
 @keras.saving.register_keras_serializable("gpq_tf")
@@ -70,7 +73,9 @@ def convolve(x, kernel, stride=1):
     """
     _, height, width, _ = x.shape
     if kernel.shape[0] == 1:
-        # not x[:, ::stride, ::stride]: TensorFlow takes longer to pick the pixels, and to put back their gradient
+        if stride > 1 and kernel.shape[2] < FEW_CHANNELS:
+            return ops.conv(x[:, ::stride, ::stride], kernel)
+        # Elsewhere TensorFlow takes longer to pick the pixels, and to put back their gradient.
         return ops.conv(x, kernel, stride)
     if stride == 2 and kernel.shape[0] == 3 and _is_slow_to_halve(x):
         return _convolve_halving(x, kernel)
