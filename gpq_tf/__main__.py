@@ -10,11 +10,12 @@ USAGE = """usage: gpq-tf COMMAND [arguments] [--setting=value ...]
 
   demo                     print the mAP of a model on CIFAR-10, save ranked-list pictures; with --query_image=PHOTO
                            show the ten images nearest to any image file
-  train                    train a model, save it every 20 epochs
+  train                    train a model, save it every 20 epochs; --head=cgd trains CGD on CUB-200-2011 or the like
   spq                      train SPQ, with the arguments of the original's main_SPQ.py: gpq-tf spq --help
   convert SRC DST          weights of the originals (TF1 checkpoint prefix, ImageNet_pretrained.mat, SPQ's .pth, prefix
                            of CGD's) to a .keras file; a model of the head spq to a .pth that the original loads
-  evaluate MODEL [IMAGES]  print the mAP of a model on CIFAR-10 (IMAGES: the folder of its python version)
+  evaluate MODEL [IMAGES]  print the mAP of a model on CIFAR-10 (IMAGES: the folder of its python version), of a CGD
+                           model Recall@k on CUB-200-2011 (IMAGES: the folder that its archive unpacks to)
   cgd --pretrained-model=PREFIX ...   print Recall@k of a CGD model, with the original's arguments; cgd --help
 
 Settings come from config.py in the current folder, then from --setting=value. --debug shows tracebacks.
@@ -100,7 +101,7 @@ def convert(arguments):
     if not target.endswith((".keras", ".pth")):
         raise ValueError(f"Invalid DST. Expected a name that ends in .keras or .pth. Received: {target!r}")
     _import_tensorflow_quietly()
-    from gpq_tf import convert
+    from gpq_tf import convert, heads
     from gpq_tf import settings as settings_module
     from gpq_tf.convert import spq_checkpoint
     from gpq_tf.network import load_model
@@ -109,8 +110,8 @@ def convert(arguments):
         lines = spq_checkpoint.write(load_model(source), target)
     else:
         n_book = settings.n_book if "n_book" in settings.given else None
-        model, lines = convert.convert(source, n_book, settings.legacy, settings_module.architecture_of(settings))
-        settings_module.check_fixed(settings, settings_module.fixed_by(model.architecture), source)
+        model, lines = convert.convert(source, n_book, settings.legacy, heads.architecture_of(settings))
+        settings_module.check_fixed(settings, heads.fixed_by(model.architecture), source)
         model.record = {"converted_from": os.path.basename(source), "legacy": settings.legacy}
         model.save(target)
     for line in lines:

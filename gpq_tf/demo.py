@@ -1,4 +1,4 @@
-"""The demo: encode a gallery, print the mAP, save ranked-list pictures."""
+"""The demo: encode a gallery, print the mAP (of CGD Recall@k), save ranked-list pictures."""
 
 import errno
 import os
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gpq_tf import convert, heads, retrieval, visualize
+from gpq_tf import convert, heads, recall, retrieval, visualize
 from gpq_tf import data as data_module
 from gpq_tf import settings as settings_module
-from gpq_tf.data import images
+from gpq_tf.data import images, metric_learning
 from gpq_tf.data.similarity import read_similarity
 from gpq_tf.network import in_precision, load_model
 
@@ -31,7 +31,7 @@ def run(settings, report=None, progress=None, pictures=True):
             Only with them query_image is looked at: then its answers are told and drawn, and nothing is evaluated.
 
     Returns:
-        float, the mean average precision; None with query_image.
+        float, the mean average precision, or Recall@1 of a CGD model; None with query_image.
 
     Raises:
         ValueError: if model, data or settings are wrong or do not fit each other.
@@ -41,13 +41,8 @@ def run(settings, report=None, progress=None, pictures=True):
     if pictures and not os.access(".", os.W_OK):  # better now than after all has been encoded
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(Path(f"{RESULT}.json").absolute()))
     model, name, notes = open_model(settings)
-    if model.head_name == "cgd":
-        raise ValueError(
-            f"Invalid model {name!r}. Expected one of the heads gpq or spq. Received: cgd; "
-            "`gpq-tf cgd --pretrained-model=...` prints its Recall@k"
-        )
     # What is printed and saved is what is in force: where nothing else was given, the model's own sizes.
-    fixed = settings_module.fixed_by(model.architecture)
+    fixed = heads.fixed_by(model.architecture)
     own = {**fixed, "legacy": model.architecture["legacy"], **_size_of_training(model, name)}
     settings = settings.completed({key: value for key, value in own.items() if key not in settings.given})
     report(settings_module.describe(settings))
@@ -55,7 +50,10 @@ def run(settings, report=None, progress=None, pictures=True):
     for note in notes:
         report(note)
     photo = read_photo(settings.query_image, settings.image_size) if pictures and settings.query_image else None
-    data = data_module.load_for(settings, heads.recipe(settings.head).PROTOCOL)
+    protocol = heads.recipe(settings.head).PROTOCOL
+    if protocol == "unseen_classes":
+        return _run_recall(settings, model, name, photo, report, progress, pictures)
+    data = data_module.load_for(settings, protocol)
     report(data.source)
     if photo is not None:
         _answer_photo(settings, model, name, data, photo, report, progress)
@@ -118,21 +116,53 @@ def read_photo(path, size):
 def _answer_photo(settings, model, name, data, photo, report, progress):
     """Tell, draw and save what a model finds for one image."""
     index = retrieval.encode_gallery(model, data.gallery_images, progress and (lambda b: progress(b, "gallery")))
-    shown, pixels = photo
-    distances, ids = index.search(model.embed(pixels[None]), N_ANSWERS)
+    distances, ids = index.search(model.embed(photo[1][None]), N_ANSWERS)
     best = ids[0][ids[0] >= 0]
-    labels = data.gallery_labels[best].tolist()
+    found = {"result_images": data.gallery_images[best], "result_classes": data.gallery_labels[best].tolist()}
+    found |= {"class_names": data.class_names}
+    _tell_answers(settings, name, data.source, photo[0], "distance", distances[0], best, found, report)
+
+
+def _tell_answers(settings, name, source, shown, figure, values, best, found, report):
+    """Tell, draw and save the answers to an image file; `figure` names what they were ranked by."""
+    labels, class_names = found["result_classes"], found["class_names"]
     answers = [
-        {"rank": rank, "distance": float(distance), "class": data.class_names[label], "index": int(position)}
-        for rank, (distance, label, position) in enumerate(zip(distances[0], labels, best, strict=False), start=1)
+        {"rank": rank, figure: float(value), "class": class_names[label], "index": int(position)}
+        for rank, (value, label, position) in enumerate(zip(values, labels, best, strict=False), start=1)
     ]
+    line = f"{{rank:2d}}. {figure} {{{figure}:.4f}}, class {{class}}, gallery image {{index}}"
     for answer in answers:
-        report("{rank:2d}. distance {distance:.4f}, class {class}, gallery image {index}".format(**answer))
+        report(line.format(**answer))
     path = f"{RESULT}_{Path(settings.query_image).stem}.png"
-    found = {"result_images": data.gallery_images[best], "result_classes": labels, "relevant": None}
-    visualize.ranked_list(path, shown, Path(settings.query_image).name, **found, class_names=data.class_names)
+    visualize.ranked_list(path, shown, Path(settings.query_image).name, **found, relevant=None)
     report(f"saved {path}")
-    settings_module.save(settings, f"{RESULT}.json", model=name, source=data.source, answers=answers)
+    settings_module.save(settings, f"{RESULT}.json", model=name, source=source, answers=answers)
+
+
+def _run_recall(settings, model, name, photo, report, progress, pictures):
+    """`run` of a model whose descriptors are compared as they are, among images of unseen classes."""
+    gallery, source = metric_learning.load_test_for(settings)
+    report(source)
+    if photo is not None:
+        embeddings, descriptor = recall.embed(model, gallery, progress=progress), model.embed(photo[1][None])[0]
+        best = recall.nearest(embeddings, descriptor)[:N_ANSWERS]
+        found = {"result_images": gallery.read(best), "result_classes": gallery.labels[best].tolist()}
+        found |= {"class_names": gallery.class_names}
+        similarities = embeddings[best] @ descriptor
+        _tell_answers(settings, name, source, photo[0], "inner product", similarities, best, found, report)
+        return None
+    shown = _queries_to_show(settings, len(gallery)) if pictures else []
+    found = recall.evaluate(model, gallery, progress=progress)
+    for k in recall.KS:
+        report(f"R@{k:4d}: {found['scores'][f'R@{k}']:.4f}")
+    for query in shown:
+        path = f"{RESULT}_{query}.png"
+        visualize.ranked_list(path, **recall.answers(query, found, gallery))
+        report(f"saved {path}")
+    if pictures:
+        about = {"model": name, "source": source, "queries_shown": shown}
+        settings_module.save(settings, f"{RESULT}.json", **found["scores"], **about)
+    return found["scores"]["R@1"]
 
 
 def open_model(settings):
@@ -151,13 +181,14 @@ def open_model(settings):
     foreign = convert.is_source(source)
     legacy = settings.legacy if "legacy" in settings.given else None
     if not foreign and not Path(source).exists() and "model_load_path" not in settings.given:
-        source = SHIPPED_MODELS[settings.head]
+        source = SHIPPED_MODELS.get(settings.head, source)
+    if source != settings.model_load_path:
         notes.append(f"model: the shipped {source}, since {settings.model_load_path} does not exist")
     else:
         notes.append(f"model: {source}")
     if foreign:
         n_book = settings.n_book if "n_book" in settings.given else None
-        model, lines = convert.convert(source, n_book, bool(legacy), settings_module.architecture_of(settings))
+        model, lines = convert.convert(source, n_book, bool(legacy), heads.architecture_of(settings))
         model = in_precision(model, settings.precision)
         notes += [f"converted: {lines[0]}", *(line for line in lines if line.startswith("initialised"))]
     else:

@@ -124,7 +124,7 @@ def load_weights(model, file):
         copy = Path(folder, _WEIGHTS)
         copy.write_bytes(file.weights)
         try:
-            _check_hdf5(copy)
+            check_hdf5(copy)
             model.load_weights(copy)
         except Exception as error:  # HDF5 and Keras raise all kinds
             first_line = str(error).strip().split("\n")[0]
@@ -211,8 +211,13 @@ def _check_size(path, architecture, weights, weights_dtype):
         raise _damaged(path, f"weights for the network it describes, {n_values} values; they take {len(weights)} bytes")
 
 
-def _check_hdf5(path):
-    """Refuse what an HDF5 file can do besides holding arrays: links, arrays that take less room than they claim."""
+def check_hdf5(path):
+    """Refuse what an HDF5 file can do besides holding arrays: links, arrays that take less room than they claim.
+
+    Raises:
+        ValueError: naming the member.
+        OSError: if it is no HDF5 file.
+    """
     import h5py
 
     def check(group):

@@ -12,16 +12,17 @@ class Saves:
     Args:
         stem: Path, folder and beginning of the names.
         settings: gpq_tf.settings.Settings; `keep` says how many epochs' models stay, `resume` whose run goes on.
+        score: str, name of what the best model has the highest of, in its record: "mAP".
         epoch_of_resume: int, epochs that the resumed run has behind it.
         report: callable(str), told what a user should know.
 
     Attributes:
         last_good: Path of the newest model of the run, or None.
-        best: dict, epoch and mAP of the best model that was evaluated; None and -1.0 before.
+        best: dict, epoch and score of the best model that was evaluated; None and -1.0 before.
     """
 
-    def __init__(self, stem, settings, epoch_of_resume, report):
-        self._stem, self._settings = stem, settings
+    def __init__(self, stem, settings, score, epoch_of_resume, report):
+        self._stem, self._settings, self._score = stem, settings, score
         by_epoch = {}
         for path in stem.parent.glob(f"{stem.name}_*.keras"):
             epoch = path.stem.removeprefix(f"{stem.name}_")
@@ -31,11 +32,11 @@ class Saves:
         # A resumed run goes on with its own saves; a new one has none, whatever lies in the folder.
         self._paths = earlier if settings.resume else []
         self.last_good = Path(settings.resume) if settings.resume else None
-        self.best = {"epoch": None, "mAP": -1.0}
+        self.best = {"epoch": None, score: -1.0}
         if settings.resume and self._best_path.exists():
             record = model_file.read(self._best_path).record
-            # A best model of later epochs belongs to a run that went on from here before; one without an mAP, to none.
-            if "mAP" in record and record.get("epoch", epoch_of_resume + 1) <= epoch_of_resume:
+            # A best model of later epochs belongs to a run that went on from here before; one without a score, to none.
+            if score in record and record.get("epoch", epoch_of_resume + 1) <= epoch_of_resume:
                 self.best = {name: record[name] for name in self.best}
         others = len(by_epoch) - len(self._paths)
         if others:
@@ -47,11 +48,10 @@ class Saves:
 
     def save(self, model, epoch):
         """Save the model of an epoch, delete what is too old, return the path."""
-        path = Path(f"{self._stem}_{epoch}.keras")
+        path, watched = Path(f"{self._stem}_{epoch}.keras"), f"{self._score}_of_subset"
         model.save(path)
-        settings_module.save(
-            self._settings, path.with_suffix(".json"), epoch=epoch, mAP_of_subset=model.record["mAP_of_subset"]
-        )
+        about = {"epoch": epoch, watched: model.record[watched]}
+        settings_module.save(self._settings, path.with_suffix(".json"), **about)
         self.last_good = path
         self._paths.append(path)
         while self._settings.keep is not None and len(self._paths) > self._settings.keep:
@@ -61,8 +61,8 @@ class Saves:
         return path
 
     def save_if_best(self, model):
-        """Save a model whose record holds a higher mAP than all before; return the path, or None."""
-        if not model.record["mAP"] > self.best["mAP"]:
+        """Save a model whose record holds a higher score than all before; return the path, or None."""
+        if not model.record[self._score] > self.best[self._score]:
             return None
         self.best = {name: model.record[name] for name in self.best}
         model.save(self._best_path)

@@ -8,10 +8,12 @@ import types
 from pathlib import Path
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-HEADS = ("gpq", "spq")
+HEADS = ("gpq", "spq", "cgd")
 AUGMENTATIONS = ("simclr", "spq2021")
 CIFAR10 = ("cifar10", "cifar10_folder", "cifar10_tfds", "cifar10_sample")
-DATASETS = (*CIFAR10, "image_folders")
+METRIC_LEARNING = ("image_lists", "cub200", "image_folders", "caltech_birds2011", "cars196", "stanford_online_products")
+DATASETS = (*CIFAR10, *METRIC_LEARNING)
+BACKBONES = ("resnet_v1", "keras_cv")
 
 
 def _integer(low, high):
@@ -68,6 +70,14 @@ def _optional(parse):
     return parse_or_none
 
 
+def _letters(value):
+    if not isinstance(value, str) or not value or set(value) - set("SMG") or len(set(value)) < len(value):
+        raise ValueError
+    return value
+
+
+_letters.expected = "distinct letters of S (SPoC), M (MAC) and G (GeM), such as SMG"
+
 _boolean = _choice(True, False)
 
 # name: (default, parser), in the order of config.py; another head's defaults follow below
@@ -75,6 +85,8 @@ FIELDS = {
     "data_dir": ("./cifar10", _text),
     "dataset": ("cifar10", _choice(*DATASETS)),
     "download": (False, _boolean),
+    "meta_dir": (None, _optional(_text)),
+    "boxes": (True, _boolean),
     "ImagNet_pretrained_path": ("./models/ImageNet_pretrained", _text),
     "ImageNet_pretrained_path": ("./models/ImageNet_pretrained", _text),
     "model_save_path": ("./models/", _text),
@@ -88,17 +100,28 @@ FIELDS = {
     "batch_size": (500, _integer(1, 10**6)),
     "save_term": (20, _integer(1, 10**6)),
     "eval_epoch": (None, _optional(_integer(1, 10**6))),
+    "images_per_class": (4, _integer(1, 10**6)),
+    "learning_rate": (None, _optional(_number(0, above=True))),
     "head": ("gpq", _choice(*HEADS)),
     "len_code": (12, _integer(1, 4096)),
     "n_book": (12, _integer(1, 256)),
     "bn_word": (4, _integer(1, 16)),
     "intn_word": (16, _integer(2, 65536)),
     "n_bits": (48, _integer(1, 4096)),
+    "descriptors": ("SMG", _letters),
+    "n_dim": (1536, _integer(0, 2**20)),
+    "combination": ("concat", _choice("concat", "sum")),
+    "gem_p": (3.0, _number(0, 1000, above=True)),
+    "learn_p": (False, _boolean),
+    "backbone": ("resnet_v1", _choice(*BACKBONES)),
     "alpha": (20.0, _number(0, above=True)),
     "beta": (4.0, _number(0, above=True)),
     "lam_1": (0.1, _number(0)),
     "lam_2": (0.1, _number(0)),
     "temperature": (0.5, _number(0, above=True)),
+    "margin": (0.1, _number(0)),
+    "smoothing": (0.1, _number(0, 1)),
+    "auxiliary": (True, _boolean),
     "augment": ("simclr", _choice(*AUGMENTATIONS)),
     "width_multiplier": (1.0, _number(0, 8, above=True)),
     "legacy": (False, _boolean),
@@ -124,7 +147,18 @@ _HEAD_DEFAULTS = {
         "n_book": 8,
         "alpha": 5.0,
         "keep": 3,
-    }
+    },
+    "cgd": {
+        "data_dir": "./data/CUB_200_2011",
+        "dataset": "cub200",
+        "model_load_path": "./models/cgd_1536d_best.keras",
+        "image_size": 224,
+        "total_epochs": 33,
+        "batch_size": 128,
+        "eval_epoch": 1,
+        "init": "imagenet",
+        "keep": 3,
+    },
 }
 _LEGACY_DEFAULTS = {"spq": {"augment": "spq2021"}}
 _OLD_SPELLING, _SPELLING = "ImagNet_pretrained_path", "ImageNet_pretrained_path"
@@ -132,17 +166,6 @@ _DERIVED = {
     "intn_word": ("2 ** bn_word", lambda values: 2 ** values["bn_word"]),
     "n_bits": ("n_book * bn_word", lambda values: values["n_book"] * values["bn_word"]),
 }
-
-
-# Settings that a trained model fixes, each with the name that RetrievalModel has for it.
-_FIXED_BY_MODEL = {
-    "head": "head",
-    "n_book": "n_book",
-    "bn_word": "bn_word",
-    "len_code": "len_code",
-    "width_multiplier": "width_multiplier",
-}
-_FIXED_BY_HEAD = {"gpq": {"n_CLASSES": "n_classes"}}
 
 
 class Settings(types.SimpleNamespace):
@@ -222,22 +245,6 @@ def resolve(arguments=(), config_path="config.py"):
     values = _settle(values, from_arguments, "the command line")
     given = {*from_file, *from_arguments} - set(_DERIVED)
     return Settings(values, given | {_OLD_SPELLING, _SPELLING} if given & {_OLD_SPELLING, _SPELLING} else given)
-
-
-def architecture_of(settings):
-    """The arguments of RetrievalModel that settings give, a dict; `fixed_by` goes the other way."""
-    own = {argument: getattr(settings, name) for name, argument in _fixed_names(settings.head).items()}
-    return {**own, "legacy": settings.legacy, "seed": settings.seed}
-
-
-def fixed_by(architecture):
-    """What a model fixes, under the settings' names: a dict, from the dict of RetrievalModel's arguments."""
-    names = _fixed_names(architecture["head"])
-    return {name: architecture[argument] for name, argument in names.items() if argument in architecture}
-
-
-def _fixed_names(head):
-    return {**_FIXED_BY_MODEL, **_FIXED_BY_HEAD.get(head, {})}
 
 
 def check_fixed(settings, fixed, source):

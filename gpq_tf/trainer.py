@@ -2,30 +2,25 @@
 
 import contextlib
 import functools
-import hashlib
 import json
 import math
 import os
 import time
-import types
 import typing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from gpq_tf import convert, curves, heads, metrics, model_file, retrieval, training_state
+from gpq_tf import convert, curves, heads, measures, model_file, training_state
 from gpq_tf import settings as settings_module
-from gpq_tf.convert import mat
-from gpq_tf.data import RetrievalData, check_image_size
+from gpq_tf.convert import keras_resnet, mat
+from gpq_tf.data import check_image_size
 from gpq_tf.network import RetrievalModel, find_model, load_model
 from gpq_tf.saves import Saves
 from gpq_tf.train_step import make_step
 
-# The fixed subset on which training is watched: every 5th query, every 10th image of the gallery.
-SUBSET_QUERIES, SUBSET_GALLERY = 5, 10
-# The query whose answers TensorBoard shows at every save.
-_QUERY_SHOWN = 0
 # The first step compiles; the estimate of a run's cost rests on the steps after it.
 ESTIMATE_STEPS = 4
 
@@ -37,16 +32,17 @@ class Diverged(ArithmeticError):
 def train(settings, data, report=None, progress=None):
     """Train a model and save it every save_term epochs.
 
-    Into `settings.model_save_path` go <head>_<bits>bits_<epoch>.keras, a .json of the same name with the settings in
-    force, and <head>_<bits>bits.log.jsonl, one line a step and one a save. The last epoch is always saved. With
-    `settings.tensorboard` the folder tensorboard/<head>_<bits>bits gets curves, a ranked list and the codebook's usage.
+    Into `settings.model_save_path` go <head>_<bits>bits_<epoch>.keras (cgd_<D>d_<epoch>.keras), a .json of the same
+    name with the settings in force, and <head>_<bits>bits.log.jsonl, one line a step and one a save. The last epoch is
+    always saved. With `settings.tensorboard` the folder tensorboard/<head>_<bits>bits gets curves, a ranked list and
+    the codebook's usage.
 
     The same settings and data give the same bits, resumed or not; on a GPU TensorFlow's deterministic operations are
     switched on for that.
 
     Args:
         settings: gpq_tf.settings.Settings.
-        data: gpq_tf.data.RetrievalData.
+        data: gpq_tf.data.RetrievalData; of cgd gpq_tf.data.metric_learning.UnseenClasses.
         report: callable(str), told what a user should know, or None.
         progress: callable(total=int, unit=str) -> a progress bar as tqdm's (update, set_postfix, close), or None.
 
@@ -61,20 +57,22 @@ def train(settings, data, report=None, progress=None):
     report = report or (lambda line: None)
     if settings.resume:
         settings = settings_of_resumed(settings)
-    settings = settings_of_data(settings, data)
+    settings, why_scratch = settings_of_start(settings_of_data(settings, data))
     _check(settings, data)
     if settings.tensorboard:
         curves.check_installed()
     _make_deterministic()
     recipe = heads.recipe(settings.head)
+    measure = measures.MEASURES[recipe.PROTOCOL]
     steps_per_epoch = recipe.steps_per_epoch(data, settings)
     total = settings.total_epochs * steps_per_epoch
     optimizer = _optimizer(recipe, settings, steps_per_epoch)
-    fingerprint = _fingerprint(data)
+    fingerprint = data.fingerprint()
     if settings.resume:
         model, origin, done = _resumed(settings, optimizer, total, fingerprint)
     else:
         model, origin = initial_model(settings)
+        origin += why_scratch
         done = 0
     report(origin)
     rate = recipe.learning_rate(settings, steps_per_epoch)
@@ -88,16 +86,16 @@ def train(settings, data, report=None, progress=None):
 
     stem = Path(settings.model_save_path) / recipe.file_stem(settings)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    saves = Saves(stem, settings, done // steps_per_epoch, report)
+    saves = Saves(stem, settings, measure.score, done // steps_per_epoch, report)
     about = {"origin": origin, "source": data.source, "data_sha256": fingerprint}
     about |= {"class_names": list(data.class_names), "settings": settings.as_dict()}
     with _Log(f"{stem}.log.jsonl") as log, _closing(progress, total - done) as bar, _board(settings, stem) as board:
         log.write(event="start", step=done, origin=origin, source=data.source, settings=settings.as_dict())
         clock = _Clock(total - done, report)
-        run = _Run(model, optimizer, settings, data, saves, log, board, report, about)
-        for step in range(done + 1, total + 1):
+        run = _Run(model, optimizer, settings, data, measure, saves, log, board, report, about)
+        batches = _drawn_ahead(functools.partial(recipe.draw_batch, data, settings), range(done, total))
+        for step, batch in enumerate(batches, done + 1):
             epoch = (step - 1) // steps_per_epoch + 1
-            batch = recipe.draw_batch(data, settings, step - 1)
             take_step = compiled_step(recipe.is_frozen(settings, epoch))
             losses = {name: float(value) for name, value in take_step(batch).items()}
             if not math.isfinite(losses["loss"]):
@@ -130,7 +128,8 @@ class _Run(typing.NamedTuple):
     model: RetrievalModel
     optimizer: keras.optimizers.Optimizer
     settings: settings_module.Settings
-    data: RetrievalData
+    data: object
+    measure: measures.Measure
     saves: Saves
     log: object
     board: curves.Curves | None
@@ -141,36 +140,94 @@ class _Run(typing.NamedTuple):
 def _evaluate(run, step, epoch, loss):
     """Measure the model on all queries, and keep it where it is the best so far."""
     _check_finite(run.model, step, epoch, run.saves.last_good)
-    score = retrieval.evaluate(run.model, run.data, run.settings.n_DB)["mAP"]
-    run.model.record, run.model.training_state = {"epoch": epoch, "step": step, "mAP": score, **run.about}, None
+    scores = run.measure.evaluate(run.model, run.data, run.settings)
+    run.model.record, run.model.training_state = {"epoch": epoch, "step": step, **scores, **run.about}, None
     path = run.saves.save_if_best(run.model)
-    best = run.saves.best
-    run.log.write(event="evaluation", step=step, epoch=epoch, mAP=score, best=best["mAP"], path=path and str(path))
+    score, best = scores[run.measure.score], run.saves.best[run.measure.score]
+    run.log.write(event="evaluation", step=step, epoch=epoch, **scores, best=best, path=path and str(path))
     if run.board is not None:
-        run.board.scalars(step, {"mAP": score})
+        run.board.scalars(step, scores)
     run.report(
-        f"epoch {epoch}: loss {loss:.4f}, mAP@{run.settings.n_DB} {score:.4f}, best {best['mAP']:.4f} "
-        f"(epoch {best['epoch']})"
+        f"epoch {epoch}: loss {loss:.4f}, {run.measure.name(run.settings)} {score:.4f}, best {best:.4f} "
+        f"(epoch {run.saves.best['epoch']})"
     )
 
 
 def _save(run, step, epoch, loss):
     """Save the model with what training needs to go on, after a look at it on a subset of the data."""
     _check_finite(run.model, step, epoch, run.saves.last_good)
-    watched = subset(run.data)
-    found = retrieval.evaluate(run.model, watched, run.settings.n_DB)
-    score = found["mAP"]
-    usage = metrics.codebook_usage(found["index"].codes, found["index"].K)
-    run.model.record = {"epoch": epoch, "step": step, "mAP_of_subset": score, **run.about}
+    found = run.measure.watch(run.model, run.data, run.settings)
+    watched = {f"{run.measure.score}_of_subset": found.score}
+    run.model.record = {"epoch": epoch, "step": step, **watched, **run.about}
     run.model.training_state = training_state.from_optimizer(run.optimizer, step)
     path = run.saves.save(run.model, epoch)
-    run.log.write(event="save", step=step, epoch=epoch, path=str(path), mAP_of_subset=score, **_rounded(usage))
+    run.log.write(event="save", step=step, epoch=epoch, path=str(path), **watched, **_rounded(found.usage))
     if run.board is not None:
-        run.board.scalars(step, {"mAP_of_subset": score})
-        run.board.usage(step, usage)
-        shown = retrieval.answers(_QUERY_SHOWN, found, watched)
-        run.board.ranked_list(step, **shown, class_names=run.data.class_names)
-    run.report(f"epoch {epoch}: loss {loss:.4f}, mAP of the subset {score:.4f}, saved {path}")
+        run.board.scalars(step, watched)
+        if found.usage:
+            run.board.usage(step, found.usage)
+        run.board.ranked_list(step, **found.answers())
+    run.report(f"epoch {epoch}: loss {loss:.4f}, {run.measure.score} of the subset {found.score:.4f}, saved {path}")
+
+
+def _drawn_ahead(draw, steps):
+    """`draw(step)` of each step, in order: while one is used, a thread draws the next."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = None
+        for step in steps:
+            drawn, waiting = waiting, thread.submit(draw, step)
+            if drawn is not None:
+                yield drawn.result()
+        if waiting is not None:
+            yield waiting.result()
+
+
+def settings_of_start(settings):
+    """The settings with what init = "imagenet" means here, and why it is nothing, where it is.
+
+    It means a file of Keras's ResNet50: the one that ImageNet_pretrained_path names if it was given, else what Keras
+    has downloaded before or, with `download`, can download now, else ImageNet_pretrained_path with ".h5". Without all
+    of them, and for another width than 1, training starts from scratch.
+
+    Args:
+        settings: gpq_tf.settings.Settings.
+
+    Returns:
+        (settings, str): gpq_tf.settings.Settings whose init is a path or None; "" or what to add to the line that tells
+        where training starts.
+
+    Raises:
+        ValueError: if ImageNet_pretrained_path was given and there is no such file.
+    """
+    if settings.init != "imagenet" or settings.head != "cgd" or settings.resume:
+        return settings, ""
+    file, why = _imagenet_file(settings)
+    return settings.completed({"init": file and str(file)}), why
+
+
+def _imagenet_file(settings):
+    """(Path or None, str): see `settings_of_start`."""
+    local = keras_resnet.find(settings.ImageNet_pretrained_path)
+    if "ImageNet_pretrained_path" in settings.given:
+        if local is None:
+            raise ValueError(
+                "Invalid ImageNet_pretrained_path. Expected a .h5 file with head=cgd. "
+                f"Received: {settings.ImageNet_pretrained_path}, no such file"
+            )
+        return local, ""
+    if settings.width_multiplier != 1 or settings.backbone != "resnet_v1":
+        return None, ": ImageNet weights are for width_multiplier=1 and backbone=resnet_v1"
+    kept, why = keras_resnet.kept_by_keras(), "--download=True fetches them"
+    if kept.is_file():
+        return kept, ""
+    if settings.download:
+        try:
+            return keras_resnet.download(), ""
+        except OSError as error:
+            why = str(error)
+    if local:
+        return local, ""
+    return None, f": no ImageNet weights in {kept} nor {settings.ImageNet_pretrained_path}.h5; {why}"
 
 
 def initial_model(settings):
@@ -187,7 +244,10 @@ def initial_model(settings):
     Raises:
         ValueError: if the file is damaged, or its backbone has another width, or a file that was asked for is absent.
     """
-    model = RetrievalModel(**settings_module.architecture_of(settings), dtype=settings.precision)
+    model = RetrievalModel(**heads.architecture_of(settings), dtype=settings.precision)
+    if settings.head == "cgd" and settings.init is not None and keras_resnet.find(settings.init):
+        keras_resnet.load_backbone(model.backbone, settings.init)
+        return model, f"starting from {settings.init} (backbone; head from seed {settings.seed})"
     if settings.init is not None:
         n_book = settings.n_book if "n_book" in settings.given else None
         return model, _copy_from(settings.init, model, n_book)
@@ -219,7 +279,7 @@ def settings_of_resumed(settings):
         ValueError: if there is no such model, or what is given contradicts its architecture.
     """
     _, architecture, record, *_ = model_file.read(find_model(settings.resume))
-    fixed = settings_module.fixed_by(architecture)
+    fixed = heads.fixed_by(architecture)
     settings_module.check_fixed(settings, fixed, settings.resume)
     before = settings_module.from_dict(record["settings"], settings.resume) if "settings" in record else settings
     given = {name: getattr(settings, name) for name in settings.given}
@@ -231,7 +291,7 @@ def settings_of_data(settings, data):
 
     Args:
         settings: gpq_tf.settings.Settings.
-        data: gpq_tf.data.RetrievalData.
+        data: gpq_tf.data.RetrievalData or gpq_tf.data.metric_learning.UnseenClasses.
 
     Returns:
         gpq_tf.settings.Settings.
@@ -239,16 +299,6 @@ def settings_of_data(settings, data):
     if "n_CLASSES" in settings.given:
         return settings
     return settings.completed({"n_CLASSES": len(data.class_names)})
-
-
-def subset(data):
-    """The fixed part of a split image set on which training is watched: its query and gallery images and labels."""
-    return types.SimpleNamespace(
-        query_images=data.query_images[::SUBSET_QUERIES],
-        query_labels=data.query_labels[::SUBSET_QUERIES],
-        gallery_images=data.gallery_images[::SUBSET_GALLERY],
-        gallery_labels=data.gallery_labels[::SUBSET_GALLERY],
-    )
 
 
 def _check(settings, data):
@@ -333,14 +383,6 @@ def _make_deterministic():
 
         if tf.config.list_physical_devices("GPU"):
             tf.config.experimental.enable_op_determinism()
-
-
-def _fingerprint(data):
-    """sha256 of the images and labels that training sees: a resumed run must see the same."""
-    digest = hashlib.sha256()
-    for array in (data.labelled_images, data.labelled_labels, data.unlabelled_images):
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
 
 
 def _check_finite(model, step, epoch, last_good):

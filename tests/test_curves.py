@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpq_tf import curves, load_model, metrics, retrieval, trainer, visualize
+from gpq_tf import curves, load_model, measures, metrics, retrieval, trainer, visualize
 from gpq_tf import settings as settings_module
 
 from small_data import coloured_data
@@ -70,7 +70,7 @@ def test_training_shows_its_course(tmp_path):
         assert [point.step for point in events.Scalars(name)] == [1, 2, 3, 4, 5, 6]
     # 2 steps an epoch, saves after the second and the last
     assert [picture.step for picture in events.Images("ranked_list")] == [4, 6]
-    found = retrieval.evaluate(load_model(path), trainer.subset(data))
+    found = retrieval.evaluate(load_model(path), measures.subset(data))
     assert [point.step for point in events.Scalars("mAP_of_subset")] == [4, 6]
     assert events.Scalars("mAP_of_subset")[-1].value == pytest.approx(found["mAP"], abs=1e-6)
     usage = metrics.codebook_usage(found["index"].codes, 16)

@@ -7,9 +7,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from gpq_tf.data import cub, image_lists, images, metric_learning, tfds_files
+from gpq_tf import settings
+from gpq_tf.data import cub, image_lists, images, metric_learning, resize, tfds_files
 from tests import golden
-from tests.image_files import picture, write
+from tests.image_files import exif_jpeg, picture, write
 
 STAND_IN = golden.SHARED / "data" / "tinyimagenet_cub_layout.zip"
 
@@ -98,3 +99,83 @@ def test_the_stand_in_is_read(tmp_path):
         found = images.read_images(part.files[::600], part.boxes[::600], 64, 64)
         assert found.shape == (10, 64, 64, 3) and len({image.tobytes() for image in found}) == 10
     assert not set(train.class_names) & set(test.class_names)
+
+
+# --- images at one size, as settings ask for them
+
+
+@pytest.fixture
+def birds(tmp_path):
+    """Six images, three classes of which two are trained on, in the original's layout with boxes."""
+    lines = {"train": ["1 0", "2 0", "3 4"], "test": ["5 1", "6 1", "7 1"]}
+    for name, part in lines.items():
+        paths = [f"images/{line.split()[1]}/{line.split()[0]}.png" for line in part]
+        (tmp_path / f"{name}.txt").write_text("\n".join(["header", *map(" ".join, zip(part, paths, strict=True))]))
+        for line, path in zip(part, paths, strict=True):
+            write(tmp_path / path, picture(int(line.split()[0])))
+    (tmp_path / "bbox.txt").write_text("\n".join(f"{i} {i} 2 {30 + i} 20" for i in range(1, 8)))
+    return tmp_path
+
+
+def found(birds, *more, dataset="image_lists", size=16):
+    given = ["--head=cgd", f"--dataset={dataset}", f"--data_dir={birds}", f"--image_size={size}", *more]
+    return metric_learning.load_for(settings.resolve(given, "no_such_config.py"))
+
+
+@pytest.mark.parametrize("boxes", [True, False])
+def test_images_are_cut_and_stretched_and_larger_to_train_on(birds, boxes):
+    data = found(birds, f"--meta_dir={birds}", f"--boxes={boxes}")
+    assert (data.train.side, data.test.side, data.image_shape) == (18, 16, (16, 16, 3))
+    assert data.source == f"3 images of 2 classes to train on, 3 images of 1 unseen classes, from {birds}"
+    assert data.class_names == ["0", "4"]
+    for part, numbers in ((data.train, (1, 2, 3)), (data.test, (5, 6, 7))):
+        for got, number in zip(part.pixels, numbers, strict=True):
+            image = picture(number)
+            image = image[2:22, number : number + 30 + number] if boxes else image
+            np.testing.assert_array_equal(got, resize.resize(image, part.side, part.side))
+
+
+def test_files_and_memory_hold_the_same_images(birds, monkeypatch):
+    held = found(birds, f"--meta_dir={birds}").train
+    monkeypatch.setattr(metric_learning, "LARGEST_IN_MEMORY", 3 * 18 * 18 * 3 - 1)
+    read = found(birds, f"--meta_dir={birds}").train
+    assert held.pixels is not None and read.pixels is None
+    np.testing.assert_array_equal(held.read([2, 0]), read.read([2, 0]))
+    for step in (1, 2):
+        for ours, theirs in zip(held.batches(2, step), read.batches(2, step), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(np.concatenate(list(read.batches(2, 2))), held.pixels[::2])
+    assert held.fingerprint() == read.fingerprint()
+
+
+def test_the_fingerprint_tells_other_images_labels_and_boxes(birds):
+    before = found(birds, f"--meta_dir={birds}").fingerprint()
+    assert before == found(birds, f"--meta_dir={birds}").fingerprint()
+    assert before != found(birds, f"--meta_dir={birds}", "--boxes=False").fingerprint()
+    assert before != found(birds, f"--meta_dir={birds}", size=24).fingerprint()
+    write(birds / "images/0/1.png", picture(9))
+    assert before != found(birds, f"--meta_dir={birds}").fingerprint()
+
+
+def test_own_folders_are_halved_and_turned(tmp_path):
+    for name in ("ant", "bee", "cat", "dog"):
+        write(tmp_path / name / "0.png", picture(3))
+        (tmp_path / name / "1.jpg").write_bytes(exif_jpeg(picture(4), 6))
+    data = found(tmp_path, dataset="image_folders")
+    assert (data.train.class_names, data.test.class_names) == (["ant", "bee"], ["cat", "dog"])
+    expected = images.read_image(tmp_path / "cat" / "1.jpg", None, 16, 16, upright=True)
+    np.testing.assert_array_equal(data.test.pixels[1], expected)
+    assert (expected != images.read_image(tmp_path / "cat" / "1.jpg", None, 16, 16)).any()
+
+
+def test_a_damaged_image_is_named(birds):
+    (birds / "images/1/6.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"images/1/6\.png: expected an image"):
+        found(birds, f"--meta_dir={birds}")
+
+
+def test_the_unseen_classes_alone(birds):
+    given = ["--head=cgd", "--dataset=image_lists", f"--data_dir={birds}", f"--meta_dir={birds}", "--image_size=16"]
+    test, source = metric_learning.load_test_for(settings.resolve(given, "no_such_config.py"))
+    np.testing.assert_array_equal(test.pixels, found(birds, f"--meta_dir={birds}").test.pixels)
+    assert source == f"3 images of 1 unseen classes, from {birds}"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from gpq_tf import augment, losses
+from gpq_tf import augment, heads, losses
 from gpq_tf import settings as settings_module
 from gpq_tf.heads import spq
 from gpq_tf.network import RetrievalModel
@@ -198,7 +198,7 @@ def model_and_batch(**changes):
     chosen = settings(batch_size=6, width_multiplier=NARROW, n_book=2, len_code=4, **changes)
     rng = np.random.default_rng(2)
     images = types.SimpleNamespace(unlabelled_images=rng.integers(0, 256, (20, 8, 8, 3), np.uint8))
-    model = RetrievalModel(**settings_module.architecture_of(chosen))
+    model = RetrievalModel(**heads.architecture_of(chosen))
     return chosen, model, lambda step: spq.draw_batch(images, chosen, step)
 
 

@@ -34,6 +34,8 @@ ORDER = [
     "index",
     "metrics",
     "retrieval",
+    "recall",
+    "measures",
     "training_state",
     "convert",
     "visualize",

@@ -23,7 +23,7 @@ def stem(tmp_path):
 def saves(stem, keep=None, resume=None, epoch_of_resume=0, reports=None):
     given = [f"--keep={keep}", f"--resume={resume}"]
     chosen = settings_module.resolve(given, "no_such_config.py")
-    return Saves(stem, chosen, epoch_of_resume, (reports if reports is not None else []).append)
+    return Saves(stem, chosen, "mAP", epoch_of_resume, (reports if reports is not None else []).append)
 
 
 def save(kept, model, *epochs):

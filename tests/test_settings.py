@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpq_tf import settings
+from gpq_tf import heads, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_FILE = "no_such_config.py"
@@ -78,7 +78,7 @@ def test_an_agreeing_derived_value_is_welcome():
         (["--width_multiplier=0"], "Expected a number above 0 and at most 8"),
         (["--precision=float64"], "Expected one of float32, mixed_bfloat16, mixed_float16"),
         (["--legacy=maybe"], "Expected one of True, False"),
-        (["--head=vgg"], "Expected one of gpq, spq"),
+        (["--head=vgg"], "Expected one of gpq, spq, cgd"),
         (["--dataset=mnist"], "Expected one of cifar10"),
         (["--seed"], "Invalid seed"),
         (["--data_dir="], "Invalid data_dir"),
@@ -251,10 +251,10 @@ def test_saved_settings_of_a_head_come_back(tmp_path):
 
 def test_a_model_fixes_its_sizes():
     found = settings.resolve(["--head=spq", "--n_book=4", "--seed=3"], NO_FILE)
-    architecture = settings.architecture_of(found)
+    architecture = heads.architecture_of(found)
     expected = {"head": "spq", "n_book": 4, "bn_word": 4, "len_code": 16, "width_multiplier": 1.0}
     assert architecture == {**expected, "legacy": False, "seed": 3}
-    assert settings.fixed_by(architecture) == expected
+    assert heads.fixed_by(architecture) == expected
     settings.check_fixed(found, expected, "m.keras")
     with pytest.raises(
         ValueError, match=r"Invalid n_book. Expected 8, which the model m.keras has. Received: n_book=4"

@@ -32,8 +32,9 @@ def bottlenecks(width=64, blocks=(3, 4, 6, 3), strides=(1, 2, 2, 1)):
     Args:
         width: int, channels of the stem; a stage has 1, 2, 4 and 8 times as many, and 4 times those come out.
         blocks: ints, blocks of each stage.
-        strides: ints, of each stage, in its first 3x3 convolution. CGD (arXiv 1903.10663, section 3.1) takes that of
-            the last stage away: a map of 14x14 places for images of 224x224 pixels.
+        strides: ints, of each stage, in its first 1x1 convolution, where Keras's and gluon's networks have them. CGD
+            (arXiv 1903.10663, section 3.1) takes that of the last stage away: a map of 14x14 places for images of
+            224x224 pixels.
 
     Returns:
         dict.
@@ -44,7 +45,7 @@ def bottlenecks(width=64, blocks=(3, 4, 6, 3), strides=(1, 2, 2, 1)):
     """
 
     def unit(channels, kernel, stride=1):
-        return [channels, kernel, stride, False, 1e-5, 0.9]
+        return [channels, kernel, stride, False, 1.001e-5, 0.9]  # the epsilon of Keras's weights
 
     stages, before = [], width
     for stage, (n_block, stride) in enumerate(zip(blocks, strides, strict=True)):
@@ -52,7 +53,7 @@ def bottlenecks(width=64, blocks=(3, 4, 6, 3), strides=(1, 2, 2, 1)):
         for number in range(n_block):
             step = stride if number == 0 else 1
             shortcut = unit(outside, 1, step) if before != outside or step > 1 else None
-            units = [unit(inside, 1), unit(inside, 3, step), unit(outside, 1)]
+            units = [unit(inside, 1, step), unit(inside, 3), unit(outside, 1)]
             stage_blocks.append({"units": units, "shortcut": shortcut})
             before = outside
         stages.append(stage_blocks)

@@ -1,10 +1,11 @@
-"""What settings ask for, as a split image set of the size they name: CIFAR-10, or a user's own folders."""
+"""What settings ask for, as a split image set of the size they name: CIFAR-10, a user's own folders, or CGD's sets."""
 
 import dataclasses
 
 import numpy as np
 
-from gpq_tf.data import cifar10, image_lists, images, protocol
+from gpq_tf.data import cifar10, image_lists, images, metric_learning, protocol
+from gpq_tf.settings import CIFAR10
 
 # Where no folder says which images are test images, of so many of a class one is: CIFAR-10's share.
 _TEST_STEP = 6
@@ -15,14 +16,24 @@ def load_for(settings, split="gpq"):
 
     Args:
         settings: gpq_tf.settings.Settings.
-        split: str, "gpq" (`protocol.split`) or "train_test" (`protocol.train_test`).
+        split: str, "gpq" (`protocol.split`), "train_test" (`protocol.train_test`) or "unseen_classes"
+            (`metric_learning.load_for`).
 
     Returns:
-        RetrievalData.
+        RetrievalData, or metric_learning.UnseenClasses.
 
     Raises:
-        ValueError, OSError: as `cifar10.load_asked` and `load_folders`.
+        ValueError, OSError: as `cifar10.load_asked`, `load_folders` and `metric_learning.load_for`; also if the
+            dataset is not made for the split.
     """
+    fitting = metric_learning.DATASETS if split == "unseen_classes" else (*CIFAR10, "image_folders")
+    if settings.dataset not in fitting:
+        raise ValueError(
+            f"Invalid dataset. Expected one of {', '.join(fitting)} with head={settings.head}. "
+            f"Received: dataset={settings.dataset}"
+        )
+    if split == "unseen_classes":
+        return metric_learning.load_for(settings)
     if settings.dataset == "image_folders":
         return load_folders(settings.data_dir, settings.image_size, split, settings.legacy)
     return resized(cifar10.load_asked(settings, split), settings.image_size)
@@ -129,6 +140,6 @@ def _resized(pixels, size):
 
 def check_image_size(settings, data):
     """Refuse an image_size or img_channels that is not the data's (ValueError)."""
-    size, expected = data.query_images.shape[1:], (settings.image_size, settings.image_size, settings.img_channels)
+    size, expected = data.image_shape, (settings.image_size, settings.image_size, settings.img_channels)
     if size != expected:
         raise ValueError(f"Invalid image_size. Expected the data's, {size}. Received: {expected}")

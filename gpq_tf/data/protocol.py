@@ -1,6 +1,7 @@
 """How the originals split a labelled image set into labelled, gallery and query images."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 
@@ -43,6 +44,18 @@ class RetrievalData:
     labelled_index: np.ndarray
     gallery_index: np.ndarray
     query_index: np.ndarray
+
+    @property
+    def image_shape(self):
+        """(height, width, channels) of all images."""
+        return self.query_images.shape[1:]
+
+    def fingerprint(self):
+        """sha256 of the images and labels that training sees: a resumed run must see the same."""
+        digest = hashlib.sha256()
+        for array in (self.labelled_images, self.labelled_labels, self.unlabelled_images):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
 
 def split(images, labels, class_names, source, legacy=False):

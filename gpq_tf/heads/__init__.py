@@ -8,10 +8,12 @@ A head is one module, with these fixed names. The network:
     build(architecture, dtype)       (backbone, head), built layers
     descriptor_size(architecture)    int D
     kernel_size(architecture)        values that the network's kernels hold at least
+    architecture_of(settings)        the arguments that settings give, beside those of all heads
+    settings_of(architecture)        and back: the settings that a network fixes
 
-and the recipe of its training (cgd has none yet):
+and the recipe of its training:
 
-    PROTOCOL                         how an image set is split: a name of gpq_tf.data.protocol.PROTOCOLS
+    PROTOCOL                         how an image set is split: what `data.load_for` takes
     file_stem(settings), steps_per_epoch(data, settings), draw_batch(data, settings, step),
     training_losses(model, batch, settings, frozen), is_frozen(settings, epoch),
     learning_rate(settings, steps_per_epoch), optimizer(settings, steps_per_epoch)
@@ -50,6 +52,26 @@ def arguments_of(name):
         8
     """
     return {**recipe(name).ARGUMENTS, **COMMON}
+
+
+def architecture_of(settings):
+    """The arguments of RetrievalModel that settings give, a dict; `fixed_by` goes the other way.
+
+    Args:
+        settings: gpq_tf.settings.Settings.
+    """
+    own = recipe(settings.head).architecture_of(settings)
+    return {"head": settings.head, **own, "legacy": settings.legacy, "seed": settings.seed}
+
+
+def fixed_by(architecture):
+    """What a model fixes, under the settings' names: a dict.
+
+    Args:
+        architecture: dict of RetrievalModel's arguments.
+    """
+    head = architecture["head"]
+    return {"head": head, **recipe(head).settings_of(architecture)}
 
 
 def complete(head, given):

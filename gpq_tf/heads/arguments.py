@@ -70,6 +70,16 @@ def with_codebook(n_book, bn_word, len_code):
     }
 
 
+def codebook_of(settings):
+    """Those arguments as settings have them, a dict."""
+    return {name: getattr(settings, name) for name in ("n_book", "bn_word", "len_code", "width_multiplier")}
+
+
+def codebook_settings(architecture):
+    """The settings that such a network fixes, a dict: they have the arguments' names."""
+    return {name: architecture[name] for name in ("n_book", "bn_word", "len_code", "width_multiplier")}
+
+
 def codebook_size(architecture):
     """int D = M * d of such a network."""
     return architecture["n_book"] * architecture["len_code"]

@@ -3,8 +3,10 @@
 import keras
 from keras import ops
 
-from gpq_tf import losses
-from gpq_tf.backbones import resnet_v1
+from gpq_tf import augment, losses
+from gpq_tf.augment import window
+from gpq_tf.backbones import layouts, resnet_v1
+from gpq_tf.data import sampling
 from gpq_tf.descriptors import gem, mac, spoc
 from gpq_tf.heads import arguments
 from gpq_tf.ops import l2_normalize_added
@@ -13,9 +15,9 @@ LETTERS = "SMG"
 COMBINATIONS = ("concat", "sum")
 CLASSIFIER_PLACES = ("pooled", "dense", "normalized")
 
-# Of CGDHead, and `layout`, which describes the backbone (gpq_tf.backbones.resnet_v1).
+# Of CGDHead, and `layout`, which describes the backbone (gpq_tf.backbones.layouts).
 ARGUMENTS = {
-    "layout": arguments.Argument(resnet_v1.RESNET50, resnet_v1.is_layout, "a description of ResNet v1"),
+    "layout": arguments.Argument(resnet_v1.RESNET50, layouts.is_layout, "a description of a backbone"),
     "descriptors": arguments.Argument("SMG", lambda value: _are_letters(value), "distinct letters of S, M and G"),
     "n_dim": arguments.integer(1536, 0, 2**20),
     "combination": arguments.choice("concat", COMBINATIONS),
@@ -29,8 +31,17 @@ ARGUMENTS = {
     "normalize_combined": arguments.boolean(True),
     "classifier_place": arguments.choice("pooled", CLASSIFIER_PLACES),
 }
+PROTOCOL = "unseen_classes"
 SMALLEST_SIDE = 1
 preprocess = resnet_v1.preprocess
+
+# What a training step draws, from a random stream of its own.
+_BATCH = 6
+# The first rate, and the 15ths of a run after which it falls to a tenth. From weights: the paper's rate, and what its
+# authors did with CUB-200-2011 (github.com/naver/cgd/issues/3), 400 and 800 of 1,500 steps. From scratch, which the
+# paper does not do, a network would stop learning there: ours.
+_RATE, _DROPS = 1e-4, (4, 8)
+_RATE_FROM_SCRATCH, _DROPS_FROM_SCRATCH = 3e-3, (9, 12)
 
 
 @keras.saving.register_keras_serializable("gpq_tf")
@@ -211,34 +222,129 @@ def build(architecture, dtype):
         dtype: dtype policy.
 
     Returns:
-        (ResNetV1, CGDHead).
+        (ResNetV1 or KerasCVResNet, CGDHead).
 
     Raises:
         ValueError: if the descriptors do not divide n_dim.
     """
     own = {name: value for name, value in architecture.items() if name in ARGUMENTS and name != "layout"}
-    backbone = resnet_v1.ResNetV1(architecture["layout"], architecture["seed"], dtype=dtype, name="backbone")
+    backbone = layouts.build(architecture["layout"], architecture["seed"], dtype)
     head = CGDHead(**own, seed=architecture["seed"] + 100_000, dtype=dtype, name="head")
-    # A model that loads weights must have its variables, whatever image sizes it will see.
-    backbone.build((None, None, None, 3))
-    head.build((None, None, None, resnet_v1.feature_size(architecture["layout"])))
+    head.build((None, None, None, layouts.feature_size(architecture["layout"])))
     return backbone, head
 
 
 def descriptor_size(architecture):
     """int D."""
-    n_feature, n_part = resnet_v1.feature_size(architecture["layout"]), len(architecture["descriptors"])
+    n_feature, n_part = layouts.feature_size(architecture["layout"]), len(architecture["descriptors"])
     return architecture["n_dim"] or n_feature * (n_part if architecture["combination"] == "concat" else 1)
 
 
 def kernel_size(architecture):
     """Number of values in all kernels."""
-    n_feature, n_part = resnet_v1.feature_size(architecture["layout"]), len(architecture["descriptors"])
+    n_feature, n_part = layouts.feature_size(architecture["layout"]), len(architecture["descriptors"])
     n_dense = architecture["n_dim"] * (n_part if architecture["combination"] == "sum" else 1)
     n_first = n_feature
     if architecture["classifier_place"] != "pooled" and n_dense:
         n_first = n_dense // n_part
-    return resnet_v1.kernel_size(architecture["layout"]) + n_feature * n_dense + n_first * architecture["n_classes"]
+    return layouts.kernel_size(architecture["layout"]) + n_feature * n_dense + n_first * architecture["n_classes"]
+
+
+def architecture_of(settings):
+    """The arguments of the network that settings describe, a dict; `settings_of` goes the other way."""
+    own = {name: getattr(settings, name) for name in ("descriptors", "n_dim", "combination", "gem_p", "learn_p")}
+    n_classes = settings.n_CLASSES if settings.auxiliary else 0
+    return {**own, "layout": layouts.of_settings(settings), "n_classes": n_classes}
+
+
+def settings_of(architecture):
+    """The settings that a network fixes, a dict."""
+    own = {name: architecture[name] for name in ("descriptors", "n_dim", "combination", "gem_p", "learn_p")}
+    n_classes = architecture["n_classes"]
+    classified = {"auxiliary": True, "n_CLASSES": n_classes} if n_classes else {"auxiliary": False}
+    # A converted network may be laid out as no setting describes it.
+    return {**own, **classified, **layouts.settings_of(architecture["layout"])}
+
+
+def file_stem(settings):
+    """Beginning of the names of saved models, such as "cgd_1536d"."""
+    return f"cgd_{descriptor_size(architecture_of(settings))}d"
+
+
+def steps_per_epoch(data, settings):
+    """Steps that draw as many images as there are to train on, at least one.
+
+    Raises:
+        ValueError: if a batch does not consist of whole classes, or of more than there are.
+    """
+    n_images, n_class = settings.images_per_class, len(data.train.class_names)
+    if settings.batch_size % n_images or not n_images < settings.batch_size <= n_images * n_class:
+        raise ValueError(
+            f"Invalid batch_size. Expected a multiple of {n_images}, the images of a class, "
+            f"of 2 to {n_class} classes. Received: batch_size={settings.batch_size}"
+        )
+    return max(1, len(data.train) // settings.batch_size)
+
+
+def draw_batch(data, settings, step):
+    """The images of one training step, with what their augmentation needs: a pure function of (seed, step).
+
+    batch_size / images_per_class classes are drawn, and images_per_class images of each (see
+    `sampling.class_balanced_batch`), anew at every step. The paper has 128 images a step and does not say of how many
+    classes.
+
+    Args:
+        data: gpq_tf.data.metric_learning.UnseenClasses.
+        settings: gpq_tf.settings.Settings.
+        step: int >= 0.
+
+    Returns:
+        dict of numpy arrays: images uint8 (B, H, W, 3), larger than the windows that are cut out of them; labels int32
+        (B,); flips bool (B,); offsets int32 (B, 2).
+    """
+    rng = augment.generator(settings.seed, step, _BATCH)
+    n_class = settings.batch_size // settings.images_per_class
+    index = sampling.class_balanced_batch(data.train.labels, n_class, settings.images_per_class, rng)
+    margin = data.train.side - settings.image_size
+    flips, offsets = window.draw_crop_and_flip(rng, len(index), margin)
+    labels = data.train.labels[index].astype("int32")
+    return {"images": data.train.read(index), "labels": labels, "flips": flips, "offsets": offsets}
+
+
+def is_frozen(settings, epoch):
+    """Whether training has stopped updating the batch statistics in this epoch: never, as the authors say."""
+    return False
+
+
+def training_losses(model, batch, settings, frozen=False):
+    """Losses of one batch of `draw_batch`, in training mode: cut a window, describe, compare.
+
+    Returns:
+        dict of float scalars, see `CGDHead.losses_of`.
+    """
+    size = settings.image_size
+    images = window.crop_and_flip(batch["images"], batch["flips"], batch["offsets"], size, size)
+    features = model.backbone(preprocess(images), training=True)
+    logits = model.head.first_descriptor_logits(features) if settings.auxiliary else None
+    weights = {name: getattr(settings, name) for name in ("margin", "temperature", "smoothing")}
+    return model.head.losses_of(model.head(features), batch["labels"], logits, **weights)
+
+
+def learning_rate(settings, steps_per_epoch):
+    """1e-4 with drops to a tenth after 4/15 and 8/15 of the run; from scratch 3e-3, and after 9/15 and 12/15.
+
+    `settings.learning_rate` replaces the first rate, where it is given.
+    """
+    rate, drops = (_RATE_FROM_SCRATCH, _DROPS_FROM_SCRATCH) if settings.init is None else (_RATE, _DROPS)
+    rate, total = settings.learning_rate or rate, settings.total_epochs * steps_per_epoch
+    # Keras's schedule keeps a value until its boundary's step has been taken as well.
+    boundaries = [total * drop // 15 - 1 for drop in drops]
+    return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, [rate, rate / 10, rate / 100])
+
+
+def optimizer(settings, steps_per_epoch):
+    """Adam as the paper says, with the usual decays of its means (.9 and .999) and epsilon 1e-8."""
+    return keras.optimizers.Adam(learning_rate(settings, steps_per_epoch), epsilon=1e-8)
 
 
 def _are_letters(descriptors):

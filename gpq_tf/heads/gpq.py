@@ -143,6 +143,16 @@ def build(architecture, dtype):
     return backbone, head
 
 
+def architecture_of(settings):
+    """The arguments of the network that settings describe, a dict; `settings_of` goes the other way."""
+    return {**arguments.codebook_of(settings), "n_classes": settings.n_CLASSES}
+
+
+def settings_of(architecture):
+    """The settings that a network fixes, a dict."""
+    return {**arguments.codebook_settings(architecture), "n_CLASSES": architecture["n_classes"]}
+
+
 def kernel_size(architecture):
     """Number of values in all kernels, codebook and prototypes included."""
     width = descriptor_size(architecture)

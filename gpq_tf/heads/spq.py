@@ -111,6 +111,16 @@ def build(architecture, dtype):
     return backbone, head
 
 
+def architecture_of(settings):
+    """The arguments of the network that settings describe, a dict; `settings_of` goes the other way."""
+    return arguments.codebook_of(settings)
+
+
+def settings_of(architecture):
+    """The settings that a network fixes, a dict."""
+    return arguments.codebook_settings(architecture)
+
+
 def kernel_size(architecture):
     """Number of values in all kernels, the codebook included."""
     width = descriptor_size(architecture)
