@@ -230,7 +230,8 @@ def test_the_contrastive_loss_is_the_same_for_either_view_first_and_for_any_orde
 def test_the_contrastive_loss_of_equal_cosines(n, temperature):
     x = np.repeat(normals(24, 1, 6), n, axis=0)
     value = float(losses.cross_quantized_contrastive(x, 2 * x, x, 5 * x, temperature))
-    assert value == pytest.approx(2 * math.log(2 * n - 1), abs=5e-6)
+    # Equal summands are rounded the same way: JAX's mean of 512 times log(511) alone is off by 2.3e-7 of it.
+    assert value == pytest.approx(2 * math.log(2 * n - 1), rel=1e-6, abs=5e-6)
 
 
 def test_the_contrastive_loss_falls_to_that_of_orthogonal_images():

@@ -38,7 +38,9 @@ def same(first, second):
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "precision", ["float32", "mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path, data, precision):
     trainer.train(settings(tmp_path / "whole", total_epochs=3, precision=precision), data)
     whole = tmp_path / "whole" / "gpq_48bits_3.keras"
