@@ -16,6 +16,7 @@ USAGE = """usage: gpq-tf COMMAND [arguments] [--setting=value ...]
                            of CGD's) to a .keras file; a model of the head spq to a .pth that the original loads
   evaluate MODEL [IMAGES]  print the mAP of a model on CIFAR-10 (IMAGES: the folder of its python version)
   cgd --pretrained-model=PREFIX ...   print Recall@k of a CGD model, with the original's arguments; cgd --help
+  quantize MODEL OUT ...   give a CGD model a codebook, fitted to the descriptors of images; quantize --help
 
 Settings come from config.py in the current folder, then from --setting=value. --debug shows tracebacks.
 --dataset=image_folders --data_dir=DIR takes your own images, a folder a class, in place of CIFAR-10.
@@ -137,15 +138,25 @@ def cgd(arguments):
     cgd_command.run(options, _report, _batches)
 
 
+def quantize(arguments):
+    from gpq_tf import cgd_command, quantize_command
+
+    options = quantize_command.parse(arguments)
+    cgd_command.hide_other_gpus(options)
+    _import_tensorflow_quietly()
+    quantize_command.run(options, _report, _batches)
+
+
 COMMANDS = {
     "demo": demo,
     "train": train,
     "spq": spq,
     "cgd": cgd,
+    "quantize": quantize,
     "convert": convert,
     "evaluate": evaluate,
 }
-HELPFUL = ("spq", "cgd")
+HELPFUL = ("spq", "cgd", "quantize")
 
 
 def _settings(arguments):

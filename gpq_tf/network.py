@@ -72,7 +72,7 @@ class RetrievalModel(keras.Model):
         """numpy float32 (M, K, d), as the search uses it: gpq's codewords have unit length, but for legacy.
 
         Raises:
-            ValueError: if the model has no codebook (cgd).
+            ValueError: if the model has no codebook (cgd with n_book=0).
         """
         self._check_codebook()
         return self.head.search_codebook()
@@ -115,7 +115,7 @@ class RetrievalModel(keras.Model):
             numpy (N, M) in the smallest unsigned type that holds K - 1.
 
         Raises:
-            ValueError: if `images` has another shape or dtype, or the model has no codebook (cgd).
+            ValueError: if `images` has another shape or dtype, or the model has no codebook (cgd with n_book=0).
         """
         self._check_codebook()
         dtype = np.min_scalar_type(2 ** self.architecture["bn_word"] - 1)
@@ -123,10 +123,10 @@ class RetrievalModel(keras.Model):
         return self._in_batches(lambda batch: self.head.encode(self._describe(batch)), images, progress, n_book, dtype)
 
     def _check_codebook(self):
-        if "n_book" not in self.architecture:
+        if not self.architecture["n_book"]:
             raise ValueError(
-                f"Invalid model. Expected one with a codebook, such as gpq or spq. Received: {self.head_name}, whose "
-                "descriptors are not quantized"
+                f"Invalid model. Expected one with a codebook. Received: {self.head_name} without one; "
+                "`gpq-tf quantize` fits one to its descriptors"
             )
 
     def _in_batches(self, function, images, progress, width, dtype):
