@@ -111,27 +111,32 @@ def _array(content, at, room):
     (_, _), at = _numbers(content, at, "ii", "a device")  # which device wrote it is no matter
     dtype, at = _type(content, at)
     if not storage:
-        values, at = _values(content, at, dtype, shape)
-        return values, at, room
+        return *_values(content, at, dtype, shape), room
     n_bytes = math.prod(shape) * dtype.itemsize
     if n_bytes > room:
         raise _DamageError(shape_at, f"the shape of a sparse array that takes up to {room:,} bytes when dense", shape)
+    # What the indices are stands before the values, they themselves behind.
     kinds = []
     for _ in range(_INDICES[storage]):
-        type_at = at
-        index_type, at = _type(content, at)
-        if index_type not in (np.int32, np.int64):
-            raise _DamageError(type_at, "a type of indices, int32 or int64", index_type)
-        index_shape, at = _shape(content, start, at, _V2)
-        kinds.append((index_type, index_shape))
-    place = at
+        kind, at = _kind_of_indices(content, start, at)
+        kinds.append(kind)
+    values_at = at
     values, at = _values(content, at, dtype, stored)
     indices = []
     for kind in kinds:
         index, at = _values(content, at, *kind)
         indices.append(index)
     dense = _dense_rows if storage == 1 else _dense_csr
-    return dense(place, shape, values, *indices), at, room - n_bytes
+    return dense(values_at, shape, values, *indices), at, room - n_bytes
+
+
+def _kind_of_indices(content, start, at):
+    """((dtype, shape), place behind), of an array of indices of the array that begins at `start`."""
+    dtype, end = _type(content, at)
+    if dtype not in (np.int32, np.int64):
+        raise _DamageError(at, "a type of indices, int32 or int64", dtype)
+    shape, end = _shape(content, start, end, _V2)
+    return (dtype, shape), end
 
 
 def _dense_rows(at, shape, values, rows):
