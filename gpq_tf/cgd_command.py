@@ -8,6 +8,9 @@ DESCRIPTION = """Print Recall@k of a CGD model: every test image searches among 
 A model with a codebook is measured twice: by its descriptors, and by the codes of all images but the searching one.
 The arguments are those of the original's test.py; --resize and --precision are new."""
 
+# Images of a batch from which on a model with constant weights is no faster (benchmarks/cgd_speed.py).
+FREEZE_BELOW = 8
+
 
 def parser():
     """The arguments, an argparse.ArgumentParser."""
@@ -80,16 +83,16 @@ def read_lists(options, report):
     return train, test
 
 
-def load(source, precision, report):
-    """A model: a .keras file, or the original's files, which are converted.
+def load(source, options, report):
+    """A model to embed images with: a .keras file, or the original's files, which are converted.
 
     Args:
         source: str, path of a .keras file or prefix of -symbol.json and -0000.params.
-        precision: str, in which it computes.
+        options: argparse.Namespace, with the precision in which it computes and the images of a batch.
         report: callable(str).
 
     Returns:
-        RetrievalModel.
+        RetrievalModel, frozen where batches are small.
 
     Raises:
         ValueError, OSError: if there is no such model, or it is damaged.
@@ -98,12 +101,15 @@ def load(source, precision, report):
     from gpq_tf.network import in_precision, load_model
 
     if not convert.is_source(source):
-        model = load_model(source, precision=precision)
+        model = load_model(source, precision=options.precision)
         report(f"model: {source}")
-        return model
-    model, lines = convert.convert(source)
-    report(f"model: {source}, {lines[0]}")
-    return in_precision(model, precision)
+    else:
+        model, lines = convert.convert(source)
+        model = in_precision(model, options.precision)
+        report(f"model: {source}, {lines[0]}")
+    if options.batch_size < FREEZE_BELOW:
+        model.freeze()
+    return model
 
 
 def embed(model, images, options, progress):
@@ -142,7 +148,7 @@ def run(options, report, progress):
     from gpq_tf import metrics, retrieval
 
     _, test = read_lists(options, report)
-    model = load(options.pretrained_model, options.precision, report)
+    model = load(options.pretrained_model, options, report)
     embeddings = embed(model, test, options, progress)
     recalls = metrics.recall_at_k(embeddings, test.labels, options.recallk)
     if not model.architecture["n_book"]:

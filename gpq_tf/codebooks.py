@@ -7,6 +7,8 @@ from gpq_tf.network import RetrievalModel
 METHODS = ("kmeans", "opq")
 # Faiss's numbers are ints of C.
 _MOST_SEEDS = 2**31
+# Turns of rotation and codewords; the error of clustered descriptors hardly falls after so many.
+_ROUNDS = 20
 
 
 def fit(descriptors, n_book, n_word=256, method="kmeans", seed=0):
@@ -14,14 +16,14 @@ def fit(descriptors, n_book, n_word=256, method="kmeans", seed=0):
 
     "kmeans" is product quantization (Jegou, Douze and Schmid, TPAMI 2011). "opq" first learns a rotation that spreads
     the descriptors' variance over the books, by turns with the codewords (Ge, He, Ke and Sun, "Optimized Product
-    Quantization", TPAMI 2014). Both are Faiss's.
+    Quantization", TPAMI 2014, section 3.1). k-means is Faiss's.
 
     Args:
         descriptors: float (N, D), at least n_word of them. Faiss takes a sample of more than 256 a codeword.
         n_book: int M, divides D.
         n_word: int K, a power of two from 2 to 65536.
         method: "kmeans" or "opq".
-        seed: int >= 0, of the centres that k-means begins with.
+        seed: int >= 0, of what k-means and the rotation begin with.
 
     Returns:
         codebook: float32 (M, K, D / M).
@@ -46,15 +48,12 @@ def fit(descriptors, n_book, n_word=256, method="kmeans", seed=0):
             "Invalid installation. Expected Faiss, which fits the codebook (`pip install faiss-cpu`). "
             f"Received: {error}"
         ) from error
-    size, rotation = descriptors.shape[1], None
-    quantizer = faiss.ProductQuantizer(size, n_book, n_word.bit_length() - 1)
+    rotation = None
+    quantizer = faiss.ProductQuantizer(descriptors.shape[1], n_book, n_word.bit_length() - 1)
     quantizer.cp.seed = seed % _MOST_SEEDS
     quantizer.cp.min_points_per_centroid = 1  # it prints a warning otherwise
     if method == "opq":
-        transform = faiss.OPQMatrix(size, n_book)
-        transform.pq = quantizer
-        transform.train(descriptors)
-        rotation = _orthogonal(faiss.vector_to_array(transform.A).reshape(size, size).T)
+        rotation = _rotation(descriptors, quantizer, faiss.ProductQuantizer.Train_hot_start, seed)
         descriptors = descriptors @ rotation
     quantizer.train(descriptors)
     return faiss.vector_to_array(quantizer.centroids).reshape(n_book, n_word, -1), rotation
@@ -93,6 +92,24 @@ def with_codebook(model, codebook, rotation=None):
         made.head.rotation.assign(np.asarray(made.head.rotation) @ rotation)
     made.record = dict(model.record)
     return made
+
+
+def _rotation(descriptors, quantizer, hot_start, seed):
+    """The rotation of optimized product quantization, float32 (D, D); the quantizer is left trained for it, nearly.
+
+    As faiss.OPQMatrix does, which takes no seed, and longer where vectors are long.
+    """
+    size, n_round = descriptors.shape[1], quantizer.cp.niter
+    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0].astype(np.float32)
+    for _ in range(_ROUNDS):
+        rotated = descriptors @ rotation
+        quantizer.train(rotated)
+        quantizer.train_type, quantizer.cp.niter = hot_start, 4
+        # The rotation that brings the descriptors nearest to what their codes stand for (orthogonal Procrustes).
+        left, _, right = np.linalg.svd(descriptors.T @ quantizer.decode(quantizer.compute_codes(rotated)))
+        rotation = left @ right
+    quantizer.cp.niter = n_round
+    return _orthogonal(rotation)
 
 
 def _orthogonal(matrix):

@@ -55,7 +55,7 @@ def run(options, report, progress):
     from gpq_tf.quantizer import decode
 
     train, _ = cgd_command.read_lists(options, report)
-    model = cgd_command.load(options.model, options.precision, report)
+    model = cgd_command.load(options.model, options, report)
     descriptors = cgd_command.embed(model, train, options, progress)
     codebook, rotation = codebooks.fit(descriptors, options.n_book, options.n_word, options.method, options.seed)
     made = codebooks.with_codebook(model, codebook, rotation)

@@ -53,7 +53,7 @@ def bytes_a_code(model):
     return (n_book + 1) // 2 if bits <= 4 else n_book * (1 if bits <= 8 else 2)
 
 
-def recall_of_codes(model, descriptors, codes, labels, ks=(1, 2, 4, 8), metric=None):
+def recall_of_codes(model, descriptors, codes, labels, ks=(1, 2, 4, 8)):
     """Recall@k where what is searched are codes: `metrics.recall_at_k` at the price of quantization.
 
     Each image queries the codes of all others by its descriptor, which is not quantized (the asymmetric distance). Its
@@ -65,7 +65,6 @@ def recall_of_codes(model, descriptors, codes, labels, ks=(1, 2, 4, 8), metric=N
         codes: integer (N, M), theirs.
         labels: (N,), classes.
         ks: ints >= 1; more than N - 1 means all others.
-        metric: str, PQIndex's name of a metric, or None for the model's own.
 
     Returns:
         dict of k -> float, in [0, 1]. An image alone in its class is a miss, equally far codes rank in their order.
@@ -79,7 +78,7 @@ def recall_of_codes(model, descriptors, codes, labels, ks=(1, 2, 4, 8), metric=N
             raise ValueError(
                 f"Invalid {name}. Expected one for each of {len(descriptors)} descriptors. Received: {len(value)}"
             )
-    index = PQIndex(model.codebook, metric or model.search_metric)
+    index = PQIndex(model.codebook, model.search_metric)
     index.add(codes)
     n = len(codes)
     ranks = []

@@ -184,7 +184,7 @@ def test_the_search_uses_the_descriptor_as_it_is():
     head = built("S", n_dim=4)
     out = head(features())
     assert head.embed(out) is out
-    assert (head.head_name, head.search_metric) == ("cgd", "inner_product")
+    assert (head.head_name, head.search_metric) == ("cgd", "squared_l2")
 
 
 # --- with a codebook
@@ -254,17 +254,21 @@ def test_the_loss_of_codes_is_the_equation(squared):
     head, labels = quantized(), np.array([0, 0, 1, 1, 2, 2])
     x = np.asarray(head(features(n=6)))
     z = np.zeros_like(x)
+    variance = np.mean([np.sum((row - x.mean(axis=0)) ** 2) for row in x.astype(float)])
+    assert 0 < variance < 1
     for i, row in enumerate(x.astype(float)):
         for j, book in enumerate(head.search_codebook().astype(float)):
             own = slice(4 * j, 4 * j + 4)
-            weights = np.exp([-7.0 * 3 * np.sum((row[own] - word) ** 2) for word in book])
+            weights = np.exp([-7.0 * 3 / variance * np.sum((row[own] - word) ** 2) for word in book])
             z[i, own] = weights @ book / weights.sum()
     found = head.losses_of(x, labels, margin=0.3, squared=squared, alpha=7.0)
     assert float(found["rank_quantized"]) == pytest.approx(plain_across(x, z, labels, 0.3, squared), rel=1e-5)
     plain = built("MG", n_dim=12).losses_of(x, labels, margin=0.3, squared=squared)
     assert float(found["rank"]) == float(plain["rank"])
-    assert float(found["loss"]) == pytest.approx(float(plain["loss"]) + float(found["rank_quantized"]))
-    assert "rank_quantized" not in plain
+    lost = np.mean([np.sum((a - b) ** 2) for a, b in zip(x.astype(float), z.astype(float), strict=True)]) / variance
+    assert float(found["lost"]) == pytest.approx(lost, rel=1e-5)
+    assert float(found["loss"]) == pytest.approx(float(plain["loss"]) + float(found["rank_quantized"]) + lost)
+    assert not {"rank_quantized", "lost"} & set(plain)
 
 
 def test_the_gradient_of_the_loss_of_codes_reaches_codewords_and_map():
@@ -273,12 +277,36 @@ def test_the_gradient_of_the_loss_of_codes_reaches_codewords_and_map():
 
     def across(x, *values):
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-            return head.losses_of(head(x), np.array([0, 0, 1, 1]), margin=1.0)["rank_quantized"]
+            return head.losses_of(head(x), np.array([0, 0, 1, 1]), margin=1.0, alpha=0.1)["rank_quantized"]
 
     _, (to_map, *to_values) = value_and_gradients(across, [features(n=4), *(v.numpy() for v in variables)], 1.0)
     assert np.abs(to_map).max(axis=(1, 2, 3)).min() > 0  # every image's
     reached = {variable.path for variable, g in zip(variables, to_values, strict=True) if np.abs(g).max() > 0}
     assert reached == {variable.path for variable in variables}
+
+
+def test_what_is_lost_moves_codewords_and_descriptors_not_towards_each_other():
+    head, labels, step = quantized(), np.array([0, 0, 1, 1]), 1e-2
+    x = np.asarray(head(features(n=4)))
+
+    def lost(x, codebook):
+        with keras.StatelessScope(state_mapping=[(head.quantizer.codebook, codebook)]):
+            return head.losses_of(x, labels, alpha=1e4)["lost"]  # hard: a codeword does not depend on x
+
+    before, (to_x, to_codebook) = value_and_gradients(lost, [x, head.search_codebook()], 1.0)
+    assert np.abs(to_x).max() < 1e-3 < np.abs(to_codebook).max()
+    after, _ = value_and_gradients(lost, [x, head.search_codebook() - step * to_codebook], 1.0)
+    assert after < before
+
+
+def test_equal_descriptors_have_a_finite_loss_and_gradient():
+    head, labels, x = quantized(), np.array([0, 0, 1, 1]), np.full((4, 12), 12**-0.5)
+
+    def across(x):
+        return head.losses_of(x, labels, margin=1.0)["rank_quantized"]
+
+    loss, (gradient,) = value_and_gradients(across, [x], 1.0)
+    assert loss == pytest.approx(1.0) and np.isfinite(gradient).all()
 
 
 def test_larger_alpha_comes_closer_to_codes():
@@ -288,7 +316,7 @@ def test_larger_alpha_comes_closer_to_codes():
     hard = ops.mean(losses.batch_hard_hinges(x, labels, 1.0, others=head.quantizer.decode(codes)))
     away = [
         abs(float(head.losses_of(x, labels, margin=1.0, alpha=alpha)["rank_quantized"]) - float(hard))
-        for alpha in (1.0, 1e5)
+        for alpha in (0.01, 1e5)
     ]
     assert away[1] < 1e-3 < away[0]
 

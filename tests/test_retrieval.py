@@ -21,12 +21,12 @@ def unit(n, size=12, seed=0):
 
 
 def plain_recall(model, descriptors, codes, labels, ks):
-    """Every image sorts all others by its inner product with what their codes stand for, in float64."""
+    """Every image sorts all others by its distance to what their codes stand for, in float64."""
     z = np.array([np.concatenate([book[c] for book, c in zip(model.codebook, row, strict=True)]) for row in codes])
     hits = dict.fromkeys(ks, 0)
     for i, query in enumerate(descriptors.astype(float)):
         others = [j for j in range(len(z)) if j != i]
-        ranked = sorted(others, key=lambda j, query=query: round(-float(query @ z[j].astype(float)), 6))
+        ranked = sorted(others, key=lambda j, query=query: round(np.square(query - z[j]).sum(), 6))
         for k in ks:
             hits[k] += any(labels[j] == labels[i] for j in ranked[:k])
     return {k: hits[k] / len(z) for k in ks}

@@ -13,6 +13,7 @@ from gpq_tf.quantizer import ProductQuantizer
 LETTERS = "SMG"
 COMBINATIONS = ("concat", "sum")
 CLASSIFIER_PLACES = ("pooled", "dense", "normalized")
+_SMALLEST_VARIANCE = 1e-6  # of descriptors that are all alike
 
 # Of CGDHead, and `layout`, which describes the backbone (gpq_tf.backbones.resnet_v1).
 ARGUMENTS = {
@@ -62,7 +63,8 @@ class CGDHead(keras.layers.Layer):
         n_book, n_word: int M, K of the codebook (M, K, D / M); 0 books for none. Its codewords begin where sub-vectors
             of unit descriptors lie: uniform with a mean square of 1/D a component, so that a sub-vector and a codeword
             have about the length M^(-1/2). Shorter codewords would all be equally far from every sub-vector, and
-            longer ones leave most of a book without a sub-vector near it.
+            longer ones leave most of a book without a sub-vector near it. Descriptors that lie close together, as
+            those of a network that begins, are near a few codewords only; `gpq_tf.codebooks` puts all of them there.
         rotated: bool, whether descriptors are multiplied by a rotation (D, D), fixed in training, that comes with the
             codebook (Ge et al., "Optimized Product Quantization", TPAMI 2014). Inner products do not change.
 
@@ -82,8 +84,9 @@ class CGDHead(keras.layers.Layer):
     """
 
     head_name = "cgd"
-    # How descriptors are compared: PQIndex's name for it.
-    search_metric = "inner_product"
+    # How descriptors are compared with codewords: PQIndex's name for it. Unit vectors rank by it as by inner products,
+    # and the codes of near ones better: what quantizing x to z changes is about 2 <q - x, x - z>, not <q, x - z>.
+    search_metric = "squared_l2"
 
     def __init__(
         self,
@@ -227,16 +230,18 @@ class CGDHead(keras.layers.Layer):
     ):
         """The training losses: the ranking loss and the auxiliary loss, added up (CGD, sections 3.2 and 3.3).
 
-        With a codebook a third one is added, which is ours and not the paper's. A search compares a query as it is with
-        codes, so the ranking loss is taken so too, between each descriptor x_i and the others' softly quantized
-        descriptors z:
+        With a codebook two more are added, which are ours and not the paper's. A search ranks codes by their distances
+        from a query that is not quantized; so the one is the ranking loss between each descriptor x_i and the others'
+        softly quantized descriptors z. The other is the share of the descriptors' variance v that quantization loses:
 
             mean_i max(0, max_{p != i, same class} ||x_i - z_p|| - min_{n, another class} ||x_i - z_n|| + margin)
-            z_pj = sum_k softmax_k(-alpha M ||x_pj - c_jk||^2) c_jk     for each book j
+            mean_i ||x_i - z_i||^2 / v
+            z_ij = sum_k softmax_k(-alpha M/v ||x_ij - c_jk||^2) c_jk     for each book j, v = mean_i ||x_i - mean x||^2
 
-        Its gradient reaches the codewords, and the network both by x_i and by z. M makes alpha a scale for sub-vectors
-        of unit length: those of a unit descriptor have a squared length of about 1/M. Distances and not inner products
-        are compared, since longer codewords would make those as large as one likes. The plain ranking loss stays, so
+        The gradients reach the codewords, and the network both by x_i and by z; but none flows by v, nor by the x_i of
+        the second loss, which would draw the descriptors together. Without that loss, triplets that cannot be told
+        apart yet are best served by codewords that are all alike. v lets alpha mean the same however close together the
+        descriptors lie: v/M is the mean squared distance of sub-vectors to their mean. The plain ranking loss stays, so
         that the descriptors serve without codes as well.
 
         Args:
@@ -250,7 +255,7 @@ class CGDHead(keras.layers.Layer):
 
         Returns:
             dict of float scalars: loss (the sum to minimise), rank, aux (0 without logits), active, the share of
-            images whose triplet is not yet apart by the margin, and with a codebook rank_quantized.
+            images whose triplet is not yet apart by the margin; and with a codebook rank_quantized and lost, the share.
         """
         hinges = losses.batch_hard_hinges(embeddings, labels, margin, squared)
         rank, active = ops.mean(hinges), ops.mean(ops.cast(hinges > 0, "float32"))
@@ -259,9 +264,12 @@ class CGDHead(keras.layers.Layer):
             aux = losses.classification_smoothed(labels, logits, temperature, smoothing)
         found = {"loss": rank + aux, "rank": rank, "aux": aux, "active": active}
         if self.quantizer:
-            quantized = self.quantizer(embeddings, alpha=alpha * self.n_book)
+            fixed = ops.stop_gradient(embeddings)
+            variance = ops.maximum(_mean_squared_length(fixed - ops.mean(fixed, axis=0)), _SMALLEST_VARIANCE)
+            quantized = self.quantizer(embeddings, alpha=alpha * self.n_book / variance)
             across = ops.mean(losses.batch_hard_hinges(embeddings, labels, margin, squared, quantized))
-            found |= {"loss": found["loss"] + across, "rank_quantized": across}
+            lost = _mean_squared_length(fixed - quantized) / variance
+            found |= {"loss": found["loss"] + across + lost, "rank_quantized": across, "lost": lost}
         return found
 
     def get_config(self):
@@ -328,6 +336,10 @@ def kernel_size(architecture):
     if architecture["rotated"]:
         n_own += size**2
     return resnet_v1.kernel_size(architecture["layout"]) + n_own
+
+
+def _mean_squared_length(x):
+    return ops.mean(ops.sum(ops.square(x), axis=-1))
 
 
 def _are_letters(descriptors):
