@@ -2,15 +2,15 @@
 
     python benchmarks/fuzz_convert.py benchmarks/results/fuzz_convert.json --mutants=2000 --seed=0
 
-A small checkpoint, a small .mat file and small PyTorch files (those of the tests) get bits flipped, are cut off, or get
-bytes inserted; in one more target the checksum of the index is set right again afterwards, as a forger would. Each is
-converted (of the PyTorch files the tensors are read) in a child process with a limit on its memory and on its time.
-What happens is one of
+A small checkpoint, a small .mat file, small PyTorch files and a small MXNet checkpoint (those of the tests) get bits
+flipped, are cut off, or get bytes inserted; in one more target the checksum of the index is set right again afterwards,
+as a forger would. Each is converted (of the PyTorch files the tensors are read) in a child process with a limit on its
+memory and on its time. What happens is one of
 
     refused   ValueError or OSError of one line
     equal     converted; all weights as without the damage
-    changed   converted to other weights; must not happen where the format has a checksum
-    crashed   another exception, the process died, or the time ran out
+    changed   converted to other weights, all finite; must not happen where the format has a checksum
+    crashed   another exception, weights that are not finite, the process died, or the time ran out
 
 A few minutes for 2,000 files.
 """
@@ -37,9 +37,11 @@ TARGETS = {
     "mat, compressed": ("compressed", "source.mat", False),
     "pth": ("pth", "source.pth", False),
     "pth, legacy": ("pth_legacy", "source.pth", False),
+    "mxnet symbol": ("mxnet", "source-symbol.json", False),
+    "mxnet params": ("mxnet", "source-0000.params", False),
 }
-FILES = ("checkpoint", "mat", "compressed", "pth", "pth_legacy")
-WITHOUT_CHECKSUM = {"mat", "pth, legacy"}
+FILES = ("checkpoint", "mat", "compressed", "pth", "pth_legacy", "mxnet")
+WITHOUT_CHECKSUM = {"mat", "pth, legacy", "mxnet symbol", "mxnet params"}
 MEMORY = 2 * 2**30  # bytes that converting may take on top of the libraries
 SECONDS = 60  # for one file
 
@@ -48,6 +50,7 @@ def write_whole_files(folder):
     """folder/NAME for each of FILES, with a source to convert; copies in folder/damaged."""
     sys.path.insert(0, str(TESTS))
     import gpq_files
+    import mxnet_files
     import torch_files
 
     for files in FILES:
@@ -58,6 +61,8 @@ def write_whole_files(folder):
     state = torch_files.state_dict(gpq_files.backbone_arrays())
     (folder / "pth" / "source.pth").write_bytes(torch_files.zip_file(state))
     (folder / "pth_legacy" / "source.pth").write_bytes(torch_files.legacy_file(state))
+    network = mxnet_files.cgd(stages=((16, 1), (32, 1), (64, 1), (128, 1)))
+    mxnet_files.write_checkpoint(folder / "mxnet" / "source", *network)
     for files in FILES:
         shutil.copytree(folder / files, folder / "damaged" / files)
 
@@ -113,6 +118,8 @@ def child(folder):
 
     def is_equal(files):
         found = weights(folder / "damaged", files)
+        if not files.startswith("pth") and not all(np.isfinite(values).all() for values in found):
+            raise ArithmeticError("weights that are not finite")
         return len(found) == len(whole[files]) and all(map(np.array_equal, found, whole[files]))
 
     fuzzing.answer_lines(is_equal, (ValueError, OSError), MEMORY)

@@ -17,6 +17,7 @@ USAGE = """usage: gpq-tf COMMAND [arguments] [--setting=value ...]
   evaluate MODEL [IMAGES]  print the mAP of a model on CIFAR-10 (IMAGES: the folder of its python version), of a CGD
                            model Recall@k on CUB-200-2011 (IMAGES: the folder that its archive unpacks to)
   cgd --pretrained-model=PREFIX ...   print Recall@k of a CGD model, with the original's arguments; cgd --help
+  quantize MODEL OUT ...   give a CGD model a codebook, fitted to the descriptors of images; quantize --help
 
 Settings come from config.py in the current folder, then from --setting=value. --debug shows tracebacks.
 --dataset=image_folders --data_dir=DIR takes your own images, a folder a class, in place of CIFAR-10.
@@ -138,15 +139,25 @@ def cgd(arguments):
     cgd_command.run(options, _report, _batches)
 
 
+def quantize(arguments):
+    from gpq_tf import cgd_command, quantize_command
+
+    options = quantize_command.parse(arguments)
+    cgd_command.hide_other_gpus(options)
+    _import_tensorflow_quietly()
+    quantize_command.run(options, _report, _batches)
+
+
 COMMANDS = {
     "demo": demo,
     "train": train,
     "spq": spq,
     "cgd": cgd,
+    "quantize": quantize,
     "convert": convert,
     "evaluate": evaluate,
 }
-HELPFUL = ("spq", "cgd")
+HELPFUL = ("spq", "cgd", "quantize")
 
 
 def _settings(arguments):

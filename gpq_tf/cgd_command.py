@@ -5,25 +5,36 @@ import os
 
 DESCRIPTION = """Print Recall@k of a CGD model: every test image searches among the others for one of its class.
 
+A model with a codebook is measured twice: by its descriptors, and by the codes of all images but the searching one.
 The arguments are those of the original's test.py; --resize and --precision are new."""
+
+# Images of a batch from which on a model with constant weights is no faster (benchmarks/cgd_speed.py).
+FREEZE_BELOW = 8
 
 
 def parser():
     """The arguments, an argparse.ArgumentParser."""
-    made = argparse.ArgumentParser(
-        prog="gpq-tf cgd", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.error = _refuse
+    made = parser_of_images("cgd", DESCRIPTION)
     add = made.add_argument
     add("--pretrained-model", required=True, help="prefix of -symbol.json and -0000.params, or a .keras file")
+    add("--recallk", default="1,2,4,8", help="k of Recall@k, separated by commas (1,2,4,8)")
+    return made
+
+
+def parser_of_images(command, description):
+    """The arguments that say where the images are and how they are read, for a command of this name."""
+    made = argparse.ArgumentParser(
+        prog=f"gpq-tf {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.error = lambda message: _refuse(command, message)
+    add = made.add_argument
     add("--image-width", type=int, default=224, help="pixels that images are stretched to, across (224)")
     add("--image-height", type=int, default=224, help="and downwards (224)")
     add("--batch-size", type=int, default=1, help="images a step; the result does not depend on it (1)")
     add("--num-workers", type=int, default=1, help="threads that read images (1); 0 is 1 as well")
-    add("--recallk", default="1,2,4,8", help="k of Recall@k, separated by commas (1,2,4,8)")
     add("--data-dir", default="./data/CUB_200_2011", help="folder of the images (./data/CUB_200_2011)")
-    add("--train-txt", default="./meta/CUB200/train.txt", help="list of training images; only counted here")
-    add("--test-txt", default="./meta/CUB200/test.txt", help="list of test images: id, path, label; one line of header")
+    add("--train-txt", default="./meta/CUB200/train.txt", help="list of training images: id, class, path; a header")
+    add("--test-txt", default="./meta/CUB200/test.txt", help="list of test images, likewise")
     add("--bbox-txt", default="./meta/CUB200/bbox.txt", help="boxes that images are cut to; empty for whole images")
     add("--gpu", type=int, default=0, help="number of the GPU, -1 for the CPU (0; without a GPU the CPU)")
     add(
@@ -38,20 +49,86 @@ def parser():
 
 def parse(arguments):
     """Arguments -> argparse.Namespace, checked; ValueError where one does not fit."""
-    options = parser().parse_args(arguments)
-    for name in ("image_width", "image_height", "batch_size"):
-        if getattr(options, name) < 1:
-            _refuse(f"--{name.replace('_', '-')}: expected a positive integer, received {getattr(options, name)}")
+    made = parser()
+    options = made.parse_args(arguments)
+    check_sizes(made, options)
     try:
         options.recallk = [int(k) for k in options.recallk.split(",")]
     except ValueError:
-        _refuse(f"--recallk: expected integers separated by commas, received {options.recallk!r}")
+        made.error(f"--recallk: expected integers separated by commas, received {options.recallk!r}")
     return options
+
+
+def check_sizes(made, options):
+    """Refuse sizes that no image or batch has (ValueError), of options that `parser_of_images` describes."""
+    for name in ("image_width", "image_height", "batch_size"):
+        if getattr(options, name) < 1:
+            made.error(f"--{name.replace('_', '-')}: expected a positive integer, received {getattr(options, name)}")
 
 
 def hide_other_gpus(options):
     """Have TensorFlow see the GPU that was asked for. Before it is imported."""
     os.environ["CUDA_VISIBLE_DEVICES"] = str(options.gpu)
+
+
+def read_lists(options, report):
+    """(train, test): ImageLists, see `data.cub.read_meta`; how many images they have is reported."""
+    from gpq_tf.data import cub
+
+    train, test = cub.read_meta(options.data_dir, options.train_txt, options.test_txt, options.bbox_txt or None)
+    report(
+        f"training: {len(train.files)} images of {len(train.class_names)} classes; "
+        f"test: {len(test.files)} images of {len(test.class_names)} classes"
+    )
+    return train, test
+
+
+def load(source, options, report):
+    """A model to embed images with: a .keras file, or the original's files, which are converted.
+
+    Args:
+        source: str, path of a .keras file or prefix of -symbol.json and -0000.params.
+        options: argparse.Namespace, with the precision in which it computes and the images of a batch.
+        report: callable(str).
+
+    Returns:
+        RetrievalModel, frozen where batches are small.
+
+    Raises:
+        ValueError, OSError: if there is no such model, or it is damaged.
+    """
+    from gpq_tf import convert
+    from gpq_tf.network import in_precision, load_model
+
+    if not convert.is_source(source):
+        model = load_model(source, precision=options.precision)
+        report(f"model: {source}")
+    else:
+        model, lines = convert.convert(source)
+        model = in_precision(model, options.precision)
+        report(f"model: {source}, {lines[0]}")
+    if options.batch_size < FREEZE_BELOW:
+        model.freeze()
+    return model
+
+
+def embed(model, images, options, progress):
+    """The descriptors of an ImageList, float32 (N, D); images are read as `options` say."""
+    import numpy as np
+
+    from gpq_tf.data.images import image_batches
+
+    batches = image_batches(
+        images.files,
+        images.boxes,
+        options.image_height,
+        options.image_width,
+        options.batch_size,
+        options.resize,
+        max(1, options.num_workers),
+    )
+    n_batch = -(-len(images.files) // options.batch_size)
+    return np.concatenate([model.embed(batch) for batch in progress(batches, "images", n_batch)])
 
 
 def run(options, report, progress):
@@ -63,46 +140,33 @@ def run(options, report, progress):
         progress: callable(iterable, what) -> iterable.
 
     Returns:
-        dict of k -> recall.
+        dict of k -> recall: of the descriptors, and of the codes under "codes" where the model has a codebook.
 
     Raises:
         ValueError, OSError: if model, lists or images are wrong.
     """
-    import numpy as np
+    from gpq_tf import metrics, retrieval
 
-    from gpq_tf import convert, metrics
-    from gpq_tf.data import cub, images
-    from gpq_tf.network import in_precision, load_model
-
-    train, test = cub.read_meta(options.data_dir, options.train_txt, options.test_txt, options.bbox_txt or None)
-    report(
-        f"training: {len(train.files)} images of {len(train.class_names)} classes; "
-        f"test: {len(test.files)} images of {len(test.class_names)} classes"
-    )
-    source = options.pretrained_model
-    if convert.is_source(source):
-        model, lines = convert.convert(source)
-        model = in_precision(model, options.precision)
-        report(f"model: {source}, {lines[0]}")
-    else:
-        model = load_model(source, precision=options.precision)
-        report(f"model: {source}")
-    batches = images.image_batches(
-        test.files,
-        test.boxes,
-        options.image_height,
-        options.image_width,
-        options.batch_size,
-        options.resize,
-        max(1, options.num_workers),
-    )
-    n_batch = -(-len(test.files) // options.batch_size)
-    embeddings = np.concatenate([model.embed(batch) for batch in progress(batches, "images", n_batch)])
+    _, test = read_lists(options, report)
+    model = load(options.pretrained_model, options, report)
+    embeddings = embed(model, test, options, progress)
     recalls = metrics.recall_at_k(embeddings, test.labels, options.recallk)
-    for k in options.recallk:
+    if not model.architecture["n_book"]:
+        _report_recalls(recalls, options.recallk, report)
+        return recalls
+    report(f"float32 descriptors, {embeddings[0].nbytes} bytes each:")
+    _report_recalls(recalls, options.recallk, report)
+    codes = retrieval.codes_of(model, embeddings)
+    report(f"codes, {retrieval.bytes_a_code(model)} bytes each, searched by float32 descriptors:")
+    of_codes = retrieval.recall_of_codes(model, embeddings, codes, test.labels, options.recallk)
+    _report_recalls(of_codes, options.recallk, report)
+    return {**recalls, "codes": of_codes}
+
+
+def _report_recalls(recalls, ks, report):
+    for k in ks:
         report(f"R@{k:4d}: {recalls[k]:.4f}")
-    return recalls
 
 
-def _refuse(message):
-    raise ValueError(f"Invalid arguments of cgd. {message}")
+def _refuse(command, message):
+    raise ValueError(f"Invalid arguments of {command}. {message}")

@@ -160,7 +160,7 @@ def batch_hard_triplet(embeddings, labels, margin=0.1, squared=False):
     return ops.mean(batch_hard_hinges(embeddings, labels, margin, squared))
 
 
-def batch_hard_hinges(embeddings, labels, margin=0.1, squared=False):
+def batch_hard_hinges(embeddings, labels, margin=0.1, squared=False, others=None):
     """max(0, hardest positive - hardest negative + margin) of each image of a batch (see `hardest_pairs`).
 
     Hermans, Beyer and Leibe (arXiv 1703.07737), equation 5; CGD (arXiv 1903.10663), section 3.2, ranks by its mean. The
@@ -171,6 +171,7 @@ def batch_hard_hinges(embeddings, labels, margin=0.1, squared=False):
         labels: int (B,).
         margin: float.
         squared: bool, squared distances instead of distances.
+        others: float (B, D) or None, see `hardest_pairs`.
 
     Returns:
         float (B,). 0 for an image without a negative.
@@ -183,11 +184,11 @@ def batch_hard_hinges(embeddings, labels, margin=0.1, squared=False):
         >>> [round(float(v), 3) for v in batch_hard_hinges(x, [0, 0, 1])]
         [0.0, 0.2, 0.0]
     """
-    positive, negative, _, _ = hardest_pairs(embeddings, labels, squared)
+    positive, negative, _, _ = hardest_pairs(embeddings, labels, squared, others)
     return ops.relu(positive - negative + margin)
 
 
-def hardest_pairs(embeddings, labels, squared=False):
+def hardest_pairs(embeddings, labels, squared=False, others=None):
     """The farthest other image of the same class and the nearest image of another, for each image of a batch.
 
     Which pairs those are is found by inner products, the fast way; their distances are then taken from the
@@ -197,16 +198,18 @@ def hardest_pairs(embeddings, labels, squared=False):
         embeddings: float (B, D).
         labels: int (B,).
         squared: bool, squared distances instead of distances.
+        others: float (B, D), what each image is to the other ones as a positive or a negative, such as its quantized
+            descriptor; None for its embedding.
 
     Returns:
-        positive: float (B,), distance of the hardest positive, 0 for an image alone in its class. The gradient of a
-            distance of 0 is 0.
+        positive: float (B,), distance of the hardest positive, 0 for an image alone in its class (the distance to its
+            own row of `others`, if given). The gradient of a distance of 0 is 0.
         negative: float (B,), distance of the hardest negative, infinite where all images are of one class.
         positive_index, negative_index: int32 (B,), their places in the batch; an image alone in its class is its own
             positive, and negative_index means nothing where there is no negative.
 
     Raises:
-        ValueError: if the numbers of embeddings and labels differ.
+        ValueError: if the numbers of embeddings and labels differ, or the shapes of embeddings and others.
 
     Example:
         >>> positive, _, _, negative_index = hardest_pairs(ops.convert_to_tensor([[0.0], [0.2], [0.3]]), [0, 0, 1])
@@ -214,18 +217,19 @@ def hardest_pairs(embeddings, labels, squared=False):
         ([0.2, 0.2, 0.0], [2, 2, 1])
     """
     embeddings, labels = ops.convert_to_tensor(embeddings), ops.convert_to_tensor(labels)
+    others = embeddings if others is None else ops.convert_to_tensor(others)
     _same_shape("labels", labels, "the embeddings' first axis", embeddings[:, 0])
-    rows = ops.stop_gradient(embeddings)
-    squared_lengths = ops.sum(ops.square(rows), axis=-1)
-    # ||x_i - x_j||^2 without ||x_i||^2, which is the same for every j, made positive
-    distances = squared_lengths - 2 * ops.matmul(rows, ops.transpose(rows))
+    _same_shape("others", others, "the embeddings", embeddings)
+    rows, columns = ops.stop_gradient(embeddings), ops.stop_gradient(others)
+    # ||x_i - y_j||^2 without ||x_i||^2, which is the same for every j, made positive
+    distances = ops.sum(ops.square(columns), axis=-1) - 2 * ops.matmul(rows, ops.transpose(columns))
     distances = distances - ops.min(distances)
     same = labels[:, None] == labels
     self_last = ops.where(ops.eye(ops.shape(rows)[0], dtype="bool"), -1.0, distances)
     positive_index = ops.argmax(ops.where(same, self_last, -2.0), axis=1)
     negative_index = ops.argmin(ops.where(same, np.inf, distances), axis=1)
-    positive = _distances(embeddings, ops.take(embeddings, positive_index, axis=0), squared)
-    negative = _distances(embeddings, ops.take(embeddings, negative_index, axis=0), squared)
+    positive = _distances(embeddings, ops.take(others, positive_index, axis=0), squared)
+    negative = _distances(embeddings, ops.take(others, negative_index, axis=0), squared)
     negative = ops.where(ops.all(same, axis=1), np.inf, negative)
     return positive, negative, positive_index, negative_index
 

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from gpq_tf import heads, model_file
-from gpq_tf.ops import compiled_call
+from gpq_tf.ops import compiled_call, frozen_call
 
 # Images encoded at a time; large enough to keep a processor busy, small enough for its memory.
 BATCH_SIZE = 500
@@ -54,7 +54,7 @@ class RetrievalModel(keras.Model):
         self._recipe = heads.recipe(head)
         self.backbone, self.head = self._recipe.build(architecture, self.dtype_policy)
         self.built = True
-        self._describe = compiled_call(self, lambda images: self.describe(self.preprocess(images)))
+        self._describe = compiled_call(self, self._describe_images)
         self._embed = compiled_call(self, self.call)
 
     @property
@@ -64,7 +64,7 @@ class RetrievalModel(keras.Model):
 
     @property
     def search_metric(self):
-        """str, the metric of a PQIndex for this model: "inner_product" (gpq, cgd), "l2" (spq)."""
+        """str, the metric of a PQIndex for this model: "inner_product" (gpq), "l2" (spq), "squared_l2" (cgd)."""
         return self.head.search_metric
 
     @property
@@ -72,7 +72,7 @@ class RetrievalModel(keras.Model):
         """numpy float32 (M, K, d), as the search uses it: gpq's codewords have unit length, but for legacy.
 
         Raises:
-            ValueError: if the model has no codebook (cgd).
+            ValueError: if the model has no codebook (cgd with n_book=0).
         """
         self._check_codebook()
         return self.head.search_codebook()
@@ -115,18 +115,30 @@ class RetrievalModel(keras.Model):
             numpy (N, M) in the smallest unsigned type that holds K - 1.
 
         Raises:
-            ValueError: if `images` has another shape or dtype, or the model has no codebook (cgd).
+            ValueError: if `images` has another shape or dtype, or the model has no codebook (cgd with n_book=0).
         """
         self._check_codebook()
         dtype = np.min_scalar_type(2 ** self.architecture["bn_word"] - 1)
         n_book = self.architecture["n_book"]
         return self._in_batches(lambda batch: self.head.encode(self._describe(batch)), images, progress, n_book, dtype)
 
+    def freeze(self):
+        """Embed and encode with the present weights from now on: faster for one image or a few at a time.
+
+        Not for large batches, in which it is slower (`ops.frozen_call`), nor for a model that is trained any further:
+        later changes of its weights do not reach `embed` and `encode`.
+        """
+        self._describe = frozen_call(self, self._describe_images)
+        self._embed = frozen_call(self, self.call)
+
+    def _describe_images(self, images):
+        return self.describe(self.preprocess(images))
+
     def _check_codebook(self):
-        if "n_book" not in self.architecture:
+        if not self.architecture["n_book"]:
             raise ValueError(
-                f"Invalid model. Expected one with a codebook, such as gpq or spq. Received: {self.head_name}, whose "
-                "descriptors are not quantized"
+                f"Invalid model. Expected one with a codebook. Received: {self.head_name} without one; "
+                "`gpq-tf quantize` fits one to its descriptors"
             )
 
     def _in_batches(self, function, images, progress, width, dtype):

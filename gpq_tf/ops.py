@@ -281,3 +281,37 @@ def compiled_call(layer, function, jit=False):
 
     stateless = compiled(with_values)
     return lambda *arguments: stateless([variable.value for variable in layer.variables], *arguments)
+
+
+def frozen_call(layer, function):
+    """Compile `function` with the present values of the variables of `layer` as constants.
+
+    What depends on weights alone, such as kernels times the factors of batch normalisation, is then computed once and
+    not in every call, and oneDNN keeps kernels in its own order. That is two fifths of a single image's way through
+    ResNet-50. Batches of 32 in bfloat16 take three times as long: TensorFlow then joins operations that it had better
+    not.
+
+    Args:
+        layer: keras.Layer that owns every variable `function` reads.
+        function: callable on tensors.
+
+    Returns:
+        callable with the arguments and results of `function`, which later changes of the variables do not reach.
+
+    Example:
+        >>> dense = keras.layers.Dense(1, kernel_initializer="ones")
+        >>> dense.build((None, 2))
+        >>> frozen = frozen_call(dense, dense.call)
+        >>> _ = dense.kernel.assign([[0.0], [0.0]])
+        >>> float(frozen(ops.ones((1, 2)))[0, 0])
+        2.0
+    """
+    values = [ops.convert_to_numpy(variable) for variable in layer.variables]
+
+    def with_constants(*arguments):
+        # Made into tensors in here, or they would be arguments of the compiled function.
+        constants = [ops.convert_to_tensor(value) for value in values]
+        with keras.StatelessScope(state_mapping=list(zip(layer.variables, constants, strict=True))):
+            return function(*arguments)
+
+    return compiled(with_constants, jit=False)

@@ -163,7 +163,9 @@ class ProductQuantizer(keras.layers.Layer):
         n_book: int M.
         n_word: int K, codewords a book.
         len_code: int d, length of a codeword.
-        seed: int, of the initial values: uniform, Glorot's limit for a (K, M * d) matrix, as the originals draw them.
+        seed: int, of the initial values, which are uniform.
+        limit: float, the largest of them; None for Glorot's of a (K, M * d) matrix, as the originals of GPQ and SPQ
+            draw them.
         metric: "cosine" for GPQ (`soft_assign`, `hard_assign`), "l2" for SPQ (`soft_assign_l2`, `hard_assign` by "l2").
 
     Raises:
@@ -175,7 +177,7 @@ class ProductQuantizer(keras.layers.Layer):
         True
     """
 
-    def __init__(self, n_book, n_word, len_code, seed=0, metric="cosine", **kwargs):
+    def __init__(self, n_book, n_word, len_code, seed=0, metric="cosine", limit=None, **kwargs):
         super().__init__(**kwargs)
         if metric not in _SOFT_ASSIGN:
             raise ValueError(f'Invalid metric. Expected "cosine" or "l2". Received: metric={metric!r}')
@@ -183,7 +185,8 @@ class ProductQuantizer(keras.layers.Layer):
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"Invalid {name}. Expected a positive integer. Received: {name}={size!r}")
         self.n_book, self.n_word, self.len_code, self.seed, self.metric = n_book, n_word, len_code, seed, metric
-        limit = (6.0 / (n_word + n_book * len_code)) ** 0.5
+        self.limit = limit
+        limit = (6.0 / (n_word + n_book * len_code)) ** 0.5 if limit is None else limit
         self.codebook = self.add_weight(
             name="codebook",
             shape=(n_book, n_word, len_code),
@@ -211,4 +214,4 @@ class ProductQuantizer(keras.layers.Layer):
 
     def get_config(self):
         sizes = {"n_book": self.n_book, "n_word": self.n_word, "len_code": self.len_code}
-        return {**super().get_config(), **sizes, "seed": self.seed, "metric": self.metric}
+        return {**super().get_config(), **sizes, "seed": self.seed, "metric": self.metric, "limit": self.limit}

@@ -3,9 +3,14 @@
 import time
 
 import numpy as np
+from keras import ops
 
 from gpq_tf.index import PQIndex
 from gpq_tf.metrics import mean_average_precision
+from gpq_tf.metrics.checks import checked_ranks
+
+# Descriptors quantized at a time: their scores with all codewords take 4 * M * K bytes each.
+_ENCODED = 1024
 
 
 def encode_gallery(model, images, progress=None):
@@ -22,6 +27,69 @@ def encode_gallery(model, images, progress=None):
     index = PQIndex(model.codebook, model.search_metric, model.source)
     index.add(model.encode(images, progress))
     return index
+
+
+def codes_of(model, descriptors):
+    """Codes of descriptors that are there already, and need not be computed again from images.
+
+    Args:
+        model: RetrievalModel with a codebook.
+        descriptors: float (N, D), what `model.embed` returned.
+
+    Returns:
+        int32 (N, M), the codes that `model.encode` gives the same images.
+
+    Raises:
+        ValueError: if D is another.
+    """
+    starts = range(0, len(descriptors), _ENCODED)
+    parts = [ops.convert_to_numpy(model.head.encode(descriptors[at : at + _ENCODED])) for at in starts]
+    return np.concatenate([np.empty((0, model.architecture["n_book"]), np.int32), *parts])
+
+
+def bytes_a_code(model):
+    """int, bytes that the codes of a model take: two codewords share one up to K = 16, and above 256 each takes two."""
+    n_book, bits = model.architecture["n_book"], model.architecture["bn_word"]
+    return (n_book + 1) // 2 if bits <= 4 else n_book * (1 if bits <= 8 else 2)
+
+
+def recall_of_codes(model, descriptors, codes, labels, ks=(1, 2, 4, 8)):
+    """Recall@k where what is searched are codes: `metrics.recall_at_k` at the price of quantization.
+
+    Each image queries the codes of all others by its descriptor, which is not quantized (the asymmetric distance). Its
+    own code, which it would nearly always find first, is left out by its id.
+
+    Args:
+        model: RetrievalModel with a codebook.
+        descriptors: float (N, D), what `model.embed` returned.
+        codes: integer (N, M), theirs.
+        labels: (N,), classes.
+        ks: ints >= 1; more than N - 1 means all others.
+
+    Returns:
+        dict of k -> float, in [0, 1]. An image alone in its class is a miss, equally far codes rank in their order.
+
+    Raises:
+        ValueError: if the numbers of descriptors, codes and labels differ, or an argument does not fit.
+    """
+    labels, ks = np.asarray(labels), checked_ranks("ks", ks).tolist()
+    for name, value in {"codes": codes, "labels": labels}.items():
+        if len(value) != len(descriptors):
+            raise ValueError(
+                f"Invalid {name}. Expected one for each of {len(descriptors)} descriptors. Received: {len(value)}"
+            )
+    index = PQIndex(model.codebook, model.search_metric)
+    index.add(codes)
+    n = len(codes)
+    ranks = []
+    for at in range(0, n, _ENCODED):
+        own = np.arange(at, min(at + _ENCODED, n))[:, None]
+        _, found = index.search(descriptors[at : at + _ENCODED], min(n, max(ks) + 1))
+        others = found != own
+        right = others & (labels[found] == labels[own])
+        ranks.append(np.where(right, np.cumsum(others, axis=1), np.inf).min(axis=1))
+    ranks = np.concatenate(ranks)
+    return {k: float(np.mean(ranks <= k)) for k in ks}
 
 
 def evaluate(model, data, top_n=None, similarity=None, progress=None):

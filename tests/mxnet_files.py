@@ -20,6 +20,36 @@ def array_bytes(values, version="V2", device=(1, 0)):
     return start + axes + kind + values.astype(values.dtype.newbyteorder("<")).tobytes()
 
 
+def row_sparse_bytes(values, rows=None, shape=None, index_type="int64"):
+    """One array of a .params file that holds its rows other than zero alone; what is given is written instead."""
+    values = np.asarray(values)
+    own = np.flatnonzero(values.reshape(len(values), -1).any(axis=1))
+    return _sparse_bytes(
+        1, values[own], values.shape if shape is None else shape, [own if rows is None else rows], index_type
+    )
+
+
+def csr_bytes(values, ends=None, columns=None, shape=None, index_type="int64"):
+    """One array of a .params file in compressed sparse rows; what is given is written instead."""
+    values = np.asarray(values)
+    own_rows, own_columns = np.nonzero(values)
+    own_ends = np.concatenate([[0], np.cumsum(np.bincount(own_rows, minlength=len(values)))])
+    indices = [own_ends if ends is None else ends, own_columns if columns is None else columns]
+    shape = values.shape if shape is None else shape
+    return _sparse_bytes(2, values[own_rows, own_columns], shape, indices, index_type)
+
+
+def _sparse_bytes(storage, stored, shape, indices, index_type):
+    indices = [np.asarray(index, index_type) for index in indices]
+    content = struct.pack("<Ii", VERSIONS["V2"], storage)
+    for one in (stored.shape, shape):
+        content += struct.pack(f"<i{len(one)}q", len(one), *one)
+    content += struct.pack("<iii", 1, 0, TYPES[stored.dtype.name])
+    for index in indices:
+        content += struct.pack(f"<ii{index.ndim}q", TYPES[index.dtype.name], index.ndim, *index.shape)
+    return content + stored.tobytes() + b"".join(index.tobytes() for index in indices)
+
+
 def list_bytes(arrays, names=()):
     """A whole .params file of arrays that are bytes already."""
     content = struct.pack("<3Q", 0x112, 0, len(arrays)) + b"".join(arrays) + struct.pack("<Q", len(names))

@@ -156,7 +156,7 @@ def test_config_py_of_the_current_folder_counts(here, cifar_folder, capsys):
         (["convert", "nothing.ckpt", "x.keras"], "Received: no such file"),
         (["convert", "small.keras", "x.keras"], "Received: a file of another kind"),
         (["convert", "nothing.ckpt", "x.h5"], "Expected a name that ends in .keras"),
-        (["serve"], "Expected one of demo, train, spq, cgd, convert, evaluate"),
+        (["serve"], "Expected one of demo, train, spq, cgd, quantize, convert, evaluate"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(here, model, arguments, message, capsys):

@@ -169,6 +169,9 @@ def test_the_head_comes_back_from_its_configuration():
         "normalize_branches": False,
         "normalize_combined": False,
         "classifier_place": "dense",
+        "n_book": 3,
+        "n_word": 4,
+        "rotated": True,
     }
     head = built(**given)
     config = head.get_config()
@@ -181,7 +184,149 @@ def test_the_search_uses_the_descriptor_as_it_is():
     head = built("S", n_dim=4)
     out = head(features())
     assert head.embed(out) is out
-    assert (head.head_name, head.search_metric) == ("cgd", "inner_product")
+    assert (head.head_name, head.search_metric) == ("cgd", "squared_l2")
+
+
+# --- with a codebook
+
+
+def quantized(seed=0, n_word=4, **kwargs):
+    return built("MG", n_dim=12, n_book=3, n_word=n_word, seed=seed, **kwargs)
+
+
+@pytest.mark.parametrize("size, n_book", [(48, 6), (1536, 32)])
+def test_codewords_begin_where_sub_vectors_of_unit_descriptors_lie(size, n_book):
+    head = built("MG", n_dim=size, n_book=n_book, channels=8)
+    codebook = head.search_codebook()
+    assert codebook.shape == (n_book, 256, size // n_book)
+    np.testing.assert_allclose(np.square(codebook).mean(), 1 / size, rtol=0.05)
+    sub_vectors = np.asarray(head(features())).reshape(-1, size // n_book)
+    lengths = (np.square(v).sum(axis=-1).mean() for v in (sub_vectors, codebook.reshape(-1, size // n_book)))
+    np.testing.assert_allclose(list(lengths), 1 / n_book, rtol=0.1)
+
+
+def test_codewords_are_seeded_and_leave_other_values_alone():
+    head, plain = quantized(), built("MG", n_dim=12)
+    np.testing.assert_array_equal(head(features()), plain(features()))
+    np.testing.assert_array_equal(head.search_codebook(), quantized().search_codebook())
+    assert not np.array_equal(head.search_codebook(), quantized(seed=1).search_codebook())
+    assert "head/quantizer/codebook" in [variable.path for variable in head.trainable_variables]
+
+
+def test_codes_are_the_nearest_codewords():
+    head, x = quantized(n_word=16), np.asarray(built("MG", n_dim=12)(features(n=20)))
+    expected = [
+        [
+            int(np.argmin([np.sum((row[4 * j : 4 * j + 4].astype(float) - word) ** 2) for word in book]))
+            for j, book in enumerate(head.search_codebook())
+        ]
+        for row in x
+    ]
+    np.testing.assert_array_equal(head.encode(x), expected)
+
+
+def test_a_rotation_turns_descriptors_and_no_training_turns_it():
+    head, plain = quantized(rotated=True), quantized()
+    np.testing.assert_allclose(head(features()), plain(features()), atol=1e-7)  # it begins as none
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0].astype("float32")
+    head.rotation.assign(rotation)
+    x, y = np.asarray(plain(features())), np.asarray(head(features()))
+    assert worst(y, x @ rotation) < 1e-6
+    assert worst(y @ y.T, x @ x.T) < 1e-6
+    assert "head/rotation" not in [variable.path for variable in head.trainable_variables]
+    assert "head/rotation" in [variable.path for variable in head.variables]
+
+
+def plain_across(x, z, labels, margin, squared):
+    """The mean over the anchors x_i of their triplets with others' z, in float64."""
+    hinges = []
+    for i in range(len(x)):
+        of = np.square(x[i].astype(float) - z.astype(float)).sum(axis=1)
+        of = of if squared else np.sqrt(of)
+        positives = [of[p] for p in range(len(x)) if p != i and labels[p] == labels[i]]
+        negatives = [of[n] for n in range(len(x)) if labels[n] != labels[i]]
+        hinges.append(max(0.0, max(positives) - min(negatives) + margin))
+    return np.mean(hinges)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_the_loss_of_codes_is_the_equation(squared):
+    head, labels = quantized(), np.array([0, 0, 1, 1, 2, 2])
+    x = np.asarray(head(features(n=6)))
+    z = np.zeros_like(x)
+    variance = np.mean([np.sum((row - x.mean(axis=0)) ** 2) for row in x.astype(float)])
+    assert 0 < variance < 1
+    for i, row in enumerate(x.astype(float)):
+        for j, book in enumerate(head.search_codebook().astype(float)):
+            own = slice(4 * j, 4 * j + 4)
+            weights = np.exp([-7.0 * 3 / variance * np.sum((row[own] - word) ** 2) for word in book])
+            z[i, own] = weights @ book / weights.sum()
+    found = head.losses_of(x, labels, margin=0.3, squared=squared, alpha=7.0)
+    assert float(found["rank_quantized"]) == pytest.approx(plain_across(x, z, labels, 0.3, squared), rel=1e-5)
+    plain = built("MG", n_dim=12).losses_of(x, labels, margin=0.3, squared=squared)
+    assert float(found["rank"]) == float(plain["rank"])
+    lost = np.mean([np.sum((a - b) ** 2) for a, b in zip(x.astype(float), z.astype(float), strict=True)]) / variance
+    assert float(found["lost"]) == pytest.approx(lost, rel=1e-5)
+    assert float(found["loss"]) == pytest.approx(float(plain["loss"]) + float(found["rank_quantized"]) + lost)
+    assert not {"rank_quantized", "lost"} & set(plain)
+
+
+def test_the_gradient_of_the_loss_of_codes_reaches_codewords_and_map():
+    head = quantized()
+    variables = head.trainable_variables
+
+    def across(x, *values):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return head.losses_of(head(x), np.array([0, 0, 1, 1]), margin=1.0, alpha=0.1)["rank_quantized"]
+
+    _, (to_map, *to_values) = value_and_gradients(across, [features(n=4), *(v.numpy() for v in variables)], 1.0)
+    assert np.abs(to_map).max(axis=(1, 2, 3)).min() > 0  # every image's
+    reached = {variable.path for variable, g in zip(variables, to_values, strict=True) if np.abs(g).max() > 0}
+    assert reached == {variable.path for variable in variables}
+
+
+def test_what_is_lost_moves_codewords_and_descriptors_not_towards_each_other():
+    head, labels, step = quantized(), np.array([0, 0, 1, 1]), 1e-2
+    x = np.asarray(head(features(n=4)))
+
+    def lost(x, codebook):
+        with keras.StatelessScope(state_mapping=[(head.quantizer.codebook, codebook)]):
+            return head.losses_of(x, labels, alpha=1e4)["lost"]  # hard: a codeword does not depend on x
+
+    before, (to_x, to_codebook) = value_and_gradients(lost, [x, head.search_codebook()], 1.0)
+    assert np.abs(to_x).max() < 1e-3 < np.abs(to_codebook).max()
+    after, _ = value_and_gradients(lost, [x, head.search_codebook() - step * to_codebook], 1.0)
+    assert after < before
+
+
+def test_equal_descriptors_have_a_finite_loss_and_gradient():
+    head, labels, x = quantized(), np.array([0, 0, 1, 1]), np.full((4, 12), 12**-0.5)
+
+    def across(x):
+        return head.losses_of(x, labels, margin=1.0)["rank_quantized"]
+
+    loss, (gradient,) = value_and_gradients(across, [x], 1.0)
+    assert loss == pytest.approx(1.0) and np.isfinite(gradient).all()
+
+
+def test_larger_alpha_comes_closer_to_codes():
+    head, labels = quantized(), np.array([0, 0, 1, 1])
+    x = head(features(n=4))
+    codes = head.encode(x)
+    hard = ops.mean(losses.batch_hard_hinges(x, labels, 1.0, others=head.quantizer.decode(codes)))
+    away = [
+        abs(float(head.losses_of(x, labels, margin=1.0, alpha=alpha)["rank_quantized"]) - float(hard))
+        for alpha in (0.01, 1e5)
+    ]
+    assert away[1] < 1e-3 < away[0]
+
+
+def test_books_must_divide_the_descriptor():
+    with pytest.raises(
+        ValueError, match=r"Invalid n_book\. Expected a positive integer dividing D=12\. Received: .*=7"
+    ):
+        built("MG", n_dim=12, n_book=7)
+    assert built("MG", n_dim=0, n_book=2, n_word=2).search_codebook().shape == (2, 2, 8)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +342,7 @@ def test_the_search_uses_the_descriptor_as_it_is():
         ({"n_classes": True}, r"Invalid n_classes\. Expected an integer of 0 or more\. Received: n_classes=True"),
         ({"combination": "mean"}, r"Invalid combination\. Expected one of concat, sum\. Received: combination='mean'"),
         ({"classifier_place": "map"}, r"Invalid classifier_place\. Expected one of pooled, dense, normalized\."),
+        ({"n_book": -1}, r"Invalid n_book\. Expected an integer of 0 or more\. Received: n_book=-1"),
         ({"gem_p": 0}, r"Invalid gem_p\. Expected a number above 0\. Received: gem_p=0"),
     ],
 )

@@ -53,6 +53,28 @@ BATCHES = st.lists(st.integers(0, 3), min_size=1, max_size=9)
 
 
 @random_cases
+@given(BATCHES, st.integers(1, 6), st.booleans())
+def test_pairs_with_others_are_the_loop(labels, length, squared):
+    n = len(labels)
+    embeddings, others = units(n, n, length), normals(n + 1, n, length)
+    positive, negative, positive_index, negative_index = losses.hardest_pairs(embeddings, labels, squared, others)
+    for i in range(n):
+        of = [plain_distance(embeddings[i], others[j], squared) for j in range(n)]
+        positives = [of[j] for j in range(n) if j != i and labels[j] == labels[i]] or [of[i]]
+        negatives = [of[j] for j in range(n) if labels[j] != labels[i]]
+        assert float(positive[i]) == pytest.approx(max(positives), rel=1e-5, abs=1e-6)
+        assert of[int(positive_index[i])] == pytest.approx(max(positives), rel=1e-5, abs=1e-5)
+        assert float(negative[i]) == pytest.approx(min(negatives, default=math.inf), rel=1e-5, abs=1e-6)
+        if negatives:
+            assert of[int(negative_index[i])] == pytest.approx(min(negatives), rel=1e-5, abs=1e-5)
+
+
+def test_others_must_be_as_many():
+    with pytest.raises(ValueError, match=r"Invalid others\. Expected the shape of the embeddings, \(2, 3\)"):
+        losses.hardest_pairs(np.ones((2, 3), "float32"), [0, 1], others=np.ones((3, 3), "float32"))
+
+
+@random_cases
 @given(BATCHES, st.integers(1, 6), st.booleans(), st.sampled_from([0.0, 0.1, 1.0]))
 def test_triplets_are_the_loop(labels, length, squared, margin):
     embeddings = units(len(labels), len(labels), length)

@@ -310,6 +310,22 @@ def test_weights_trained_after_the_first_call_are_used():
     assert np.abs(model.embed(images) - before[0]).max() > 1e-3
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_frozen_model_keeps_its_weights(precision):
+    model = RetrievalModel(n_book=2, len_code=3, width_multiplier=1 / 64, dtype=precision)
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), "uint8")
+    embeddings, codes = model.embed(images), model.encode(images)
+    model.freeze()
+    # Constants may be multiplied in another order.
+    tolerance = 1e-6 if precision == "float32" else 0.02
+    assert worst(model.embed(images), embeddings) < tolerance
+    assert model.encode(images).dtype == codes.dtype
+    for weight in model.weights:
+        weight.assign(ops.ones_like(weight))
+    assert worst(model.embed(images), embeddings) < tolerance
+    assert worst(model(images), embeddings) > 0.1  # itself it has other weights now
+
+
 def test_calling_the_model_gives_what_embed_gives(model):
     images = random_images(5)
     assert worst(model(images), model.embed(images)) < OTHER_BATCH

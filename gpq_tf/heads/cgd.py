@@ -10,10 +10,12 @@ from gpq_tf.data import sampling
 from gpq_tf.descriptors import gem, mac, spoc
 from gpq_tf.heads import arguments
 from gpq_tf.ops import l2_normalize_added
+from gpq_tf.quantizer import ProductQuantizer
 
 LETTERS = "SMG"
 COMBINATIONS = ("concat", "sum")
 CLASSIFIER_PLACES = ("pooled", "dense", "normalized")
+_SMALLEST_VARIANCE = 1e-6  # of descriptors that are all alike
 
 # Of CGDHead, and `layout`, which describes the backbone (gpq_tf.backbones.layouts).
 ARGUMENTS = {
@@ -30,6 +32,9 @@ ARGUMENTS = {
     "normalize_branches": arguments.boolean(True),
     "normalize_combined": arguments.boolean(True),
     "classifier_place": arguments.choice("pooled", CLASSIFIER_PLACES),
+    "n_book": arguments.integer(0, 0, 256),
+    "bn_word": arguments.integer(8, 1, 16),
+    "rotated": arguments.boolean(False),
 }
 PROTOCOL = "unseen_classes"
 SMALLEST_SIDE = 1
@@ -50,7 +55,7 @@ class CGDHead(keras.layers.Layer):
 
     Each branch pools the map (`gpq_tf.descriptors`), reduces it by a dense layer and scales it to unit length; the
     branches are put side by side or added up, and scaled again (CGD, section 3.2). The auxiliary classifier takes the
-    first branch (section 3.3).
+    first branch (section 3.3). With `n_book` descriptors are product-quantized as well, which the paper does not do.
 
     Args:
         descriptors: str, distinct letters of S (SPoC), M (MAC) and G (GeM), in the order in which they are combined.
@@ -66,8 +71,15 @@ class CGDHead(keras.layers.Layer):
         normalize_branches, normalize_combined: bool, whether lengths are made 1 before and after the combination.
         classifier_place: what of the first branch the classifier takes: "pooled" as in the paper, "dense" (behind the
             dense layer) or "normalized".
+        n_book, n_word: int M, K of the codebook (M, K, D / M); 0 books for none. Its codewords begin where sub-vectors
+            of unit descriptors lie: uniform with a mean square of 1/D a component, so that a sub-vector and a codeword
+            have about the length M^(-1/2). Shorter codewords would all be equally far from every sub-vector, and
+            longer ones leave most of a book without a sub-vector near it. Descriptors that lie close together, as
+            those of a network that begins, are near a few codewords only; `gpq_tf.codebooks` puts all of them there.
+        rotated: bool, whether descriptors are multiplied by a rotation (D, D), fixed in training, that comes with the
+            codebook (Ge et al., "Optimized Product Quantization", TPAMI 2014). Inner products do not change.
 
-    What stands behind `seed` is the paper's by default and differs in converted checkpoints only.
+    What stands between `seed` and `n_book` is the paper's by default and differs in converted checkpoints only.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -83,8 +95,9 @@ class CGDHead(keras.layers.Layer):
     """
 
     head_name = "cgd"
-    # How descriptors are compared: PQIndex's name for it.
-    search_metric = "inner_product"
+    # How descriptors are compared with codewords: PQIndex's name for it. Unit vectors rank by it as by inner products,
+    # and the codes of near ones better: what quantizing x to z changes is about 2 <q - x, x - z>, not <q, x - z>.
+    search_metric = "squared_l2"
 
     def __init__(
         self,
@@ -102,13 +115,16 @@ class CGDHead(keras.layers.Layer):
         normalize_branches=True,
         normalize_combined=True,
         classifier_place="pooled",
+        n_book=0,
+        n_word=256,
+        rotated=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         _check_letters(descriptors)
         _check_choice("combination", combination, COMBINATIONS)
         _check_choice("classifier_place", classifier_place, CLASSIFIER_PLACES)
-        _check_sizes(n_dim, n_classes, parts=len(descriptors) if combination == "concat" else 1)
+        _check_sizes(n_dim, n_classes, n_book, parts=len(descriptors) if combination == "concat" else 1)
         if not gem_p > 0:
             raise ValueError(f"Invalid gem_p. Expected a number above 0. Received: gem_p={gem_p!r}")
         self.descriptors, self.n_dim, self.combination = descriptors, n_dim, combination
@@ -116,6 +132,8 @@ class CGDHead(keras.layers.Layer):
         self.use_bias, self.gem_floor, self.l2_epsilon = use_bias, gem_floor, l2_epsilon
         self.normalize_branches, self.normalize_combined = normalize_branches, normalize_combined
         self.classifier_place = classifier_place
+        self.n_book, self.n_word, self.rotated = n_book, n_word, rotated
+        self.quantizer = self.rotation = None
         self.gem_p = gem_p
         if learn_p and "G" in descriptors:
             self.gem_p = self.add_weight(
@@ -146,11 +164,40 @@ class CGDHead(keras.layers.Layer):
         if self.classifier:
             takes_map = self.classifier_place == "pooled" or not self.dense
             self.classifier.build((None, channels if takes_map else self.dense[self.descriptors[0]].units))
+        size = self.n_dim or channels * (len(self.descriptors) if self.combination == "concat" else 1)
+        if self.n_book:
+            self.quantizer = self._quantizer(size)
+        if self.rotated:
+            self.rotation = self.add_weight(
+                name="rotation",
+                shape=(size, size),
+                initializer=keras.initializers.Identity(),
+                trainable=False,
+                dtype="float32",
+                autocast=False,  # 16 bits do not hold a rotation
+            )
+
+    def _quantizer(self, size):
+        if size % self.n_book:
+            raise ValueError(
+                f"Invalid n_book. Expected a positive integer dividing D={size}. Received: n_book={self.n_book}"
+            )
+        return ProductQuantizer(
+            self.n_book,
+            self.n_word,
+            size // self.n_book,
+            self.seed + 5,
+            metric="l2",
+            limit=(3.0 / size) ** 0.5,  # of uniform values with a mean square of 1 / size
+            name="quantizer",
+        )
 
     def call(self, features):
         parts = [self._branch(letter, features)["normalized"] for letter in self.descriptors]
         combined = ops.concatenate(parts, axis=-1) if self.combination == "concat" else sum(parts)
-        return l2_normalize_added(combined, self.l2_epsilon) if self.normalize_combined else combined
+        if self.normalize_combined:
+            combined = l2_normalize_added(combined, self.l2_epsilon)
+        return combined if self.rotation is None else ops.matmul(combined, self.rotation)
 
     def first_descriptor_logits(self, features):
         """The auxiliary classifier's logits.
@@ -173,8 +220,40 @@ class CGDHead(keras.layers.Layer):
         """Descriptors as the search uses them: the same."""
         return descriptors
 
-    def losses_of(self, embeddings, labels, logits=None, margin=0.1, temperature=0.5, smoothing=0.1, squared=False):
+    def encode(self, descriptors):
+        """Descriptors float (B, D) -> codes int32 (B, M), the nearest codewords, compiled by XLA."""
+        return self.quantizer.encode(descriptors)
+
+    def search_codebook(self):
+        """The codebook as the search uses it, numpy float32 (M, K, d)."""
+        return ops.convert_to_numpy(self.quantizer.codebook)
+
+    def losses_of(
+        self,
+        embeddings,
+        labels,
+        logits=None,
+        margin=0.1,
+        temperature=0.5,
+        smoothing=0.1,
+        squared=False,
+        alpha=20.0,
+    ):
         """The training losses: the ranking loss and the auxiliary loss, added up (CGD, sections 3.2 and 3.3).
+
+        With a codebook two more are added, which are ours and not the paper's. A search ranks codes by their distances
+        from a query that is not quantized; so the one is the ranking loss between each descriptor x_i and the others'
+        softly quantized descriptors z. The other is the share of the descriptors' variance v that quantization loses:
+
+            mean_i max(0, max_{p != i, same class} ||x_i - z_p|| - min_{n, another class} ||x_i - z_n|| + margin)
+            mean_i ||x_i - z_i||^2 / v
+            z_ij = sum_k softmax_k(-alpha M/v ||x_ij - c_jk||^2) c_jk     for each book j, v = mean_i ||x_i - mean x||^2
+
+        The gradients reach the codewords, and the network both by x_i and by z; but none flows by v, nor by the x_i of
+        the second loss, which would draw the descriptors together. Without that loss, triplets that cannot be told
+        apart yet are best served by codewords that are all alike. v lets alpha mean the same however close together the
+        descriptors lie: v/M is the mean squared distance of sub-vectors to their mean. The plain ranking loss stays, so
+        that the descriptors serve without codes as well.
 
         Args:
             embeddings: float (B, D), the head's output.
@@ -183,21 +262,31 @@ class CGDHead(keras.layers.Layer):
             margin: float, of the triplets.
             temperature, smoothing: float, of the auxiliary loss.
             squared: bool, squared distances in the triplets instead of distances.
+            alpha: float > 0, inverse temperature of the soft assignment; larger is closer to codes.
 
         Returns:
-            dict of float scalars: loss (the sum to minimise), rank, aux (0 without logits), and active, the share of
-            images whose triplet is not yet apart by the margin.
+            dict of float scalars: loss (the sum to minimise), rank, aux (0 without logits), active, the share of
+            images whose triplet is not yet apart by the margin; and with a codebook rank_quantized and lost, the share.
         """
         hinges = losses.batch_hard_hinges(embeddings, labels, margin, squared)
         rank, active = ops.mean(hinges), ops.mean(ops.cast(hinges > 0, "float32"))
         aux = ops.zeros(())
         if logits is not None:
             aux = losses.classification_smoothed(labels, logits, temperature, smoothing)
-        return {"loss": rank + aux, "rank": rank, "aux": aux, "active": active}
+        found = {"loss": rank + aux, "rank": rank, "aux": aux, "active": active}
+        if self.quantizer:
+            fixed = ops.stop_gradient(embeddings)
+            variance = ops.maximum(_mean_squared_length(fixed - ops.mean(fixed, axis=0)), _SMALLEST_VARIANCE)
+            quantized = self.quantizer(embeddings, alpha=alpha * self.n_book / variance)
+            across = ops.mean(losses.batch_hard_hinges(embeddings, labels, margin, squared, quantized))
+            lost = _mean_squared_length(fixed - quantized) / variance
+            found |= {"loss": found["loss"] + across + lost, "rank_quantized": across, "lost": lost}
+        return found
 
     def get_config(self):
         names = ("descriptors", "n_dim", "combination", "learn_p", "n_classes", "seed", "use_bias", "gem_floor")
         names = (*names, "l2_epsilon", "normalize_branches", "normalize_combined", "classifier_place")
+        names = (*names, "n_book", "n_word", "rotated")
         own = {name: getattr(self, name) for name in names}
         return {**super().get_config(), **own, "gem_p": self.first_p}
 
@@ -227,7 +316,9 @@ def build(architecture, dtype):
     Raises:
         ValueError: if the descriptors do not divide n_dim.
     """
-    own = {name: value for name, value in architecture.items() if name in ARGUMENTS and name != "layout"}
+    own = {name: value for name, value in architecture.items() if name in ARGUMENTS}
+    del own["layout"]
+    own["n_word"] = 2 ** own.pop("bn_word")
     backbone = layouts.build(architecture["layout"], architecture["seed"], dtype)
     head = CGDHead(**own, seed=architecture["seed"] + 100_000, dtype=dtype, name="head")
     head.build((None, None, None, layouts.feature_size(architecture["layout"])))
@@ -247,7 +338,17 @@ def kernel_size(architecture):
     n_first = n_feature
     if architecture["classifier_place"] != "pooled" and n_dense:
         n_first = n_dense // n_part
-    return layouts.kernel_size(architecture["layout"]) + n_feature * n_dense + n_first * architecture["n_classes"]
+    n_own = n_feature * n_dense + n_first * architecture["n_classes"]
+    size = descriptor_size(architecture)
+    if architecture["n_book"]:
+        n_own += 2 ** architecture["bn_word"] * size
+    if architecture["rotated"]:
+        n_own += size**2
+    return layouts.kernel_size(architecture["layout"]) + n_own
+
+
+def _mean_squared_length(x):
+    return ops.mean(ops.sum(ops.square(x), axis=-1))
 
 
 def architecture_of(settings):
@@ -365,8 +466,8 @@ def _check_choice(name, value, choices):
         raise ValueError(f"Invalid {name}. Expected one of {', '.join(choices)}. Received: {name}={value!r}")
 
 
-def _check_sizes(n_dim, n_classes, parts):
-    for name, size in {"n_dim": n_dim, "n_classes": n_classes}.items():
+def _check_sizes(n_dim, n_classes, n_book, parts):
+    for name, size in {"n_dim": n_dim, "n_classes": n_classes, "n_book": n_book}.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
             raise ValueError(f"Invalid {name}. Expected an integer of 0 or more. Received: {name}={size!r}")
     if n_dim % parts:
