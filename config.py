@@ -41,8 +41,8 @@ learning_rate = None  # cgd: Adam's at first; None: 1e-4, the paper's, or 3e-3 f
 # --- code
 head = "gpq"  # what turns features into codes, and learns to: gpq from few labels, spq from none, cgd from class labels
 len_code = 12  # values of a codeword; spq: 16
-n_book = 12  # codebooks; spq: 8
-bn_word = 4  # bits of a book
+n_book = 12  # codebooks; spq: 8; cgd: 0, which is none
+bn_word = 4  # bits of a book; cgd: 8
 intn_word = pow(2, bn_word)  # codewords of a book, derived
 n_bits = n_book * bn_word  # bits of a code, derived
 

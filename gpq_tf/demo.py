@@ -155,6 +155,10 @@ def _run_recall(settings, model, name, photo, report, progress, pictures):
     found = recall.evaluate(model, gallery, progress=progress)
     for k in recall.KS:
         report(f"R@{k:4d}: {found['scores'][f'R@{k}']:.4f}")
+    if model.architecture["n_book"]:
+        report(f"codes, {retrieval.bytes_a_code(model)} bytes each, searched by float32 descriptors:")
+        for k in recall.KS:
+            report(f"R@{k:4d}: {found['scores'][f'R@{k}_of_codes']:.4f}")
     for query in shown:
         path = f"{RESULT}_{query}.png"
         visualize.ranked_list(path, **recall.answers(query, found, gallery))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from gpq_tf import retrieval
 from gpq_tf.metrics import recall_at_k
 
 KS = (1, 2, 4, 8)
@@ -20,13 +21,19 @@ def evaluate(model, images, ks=KS, step=1, progress=None):
         progress: callable(iterable of batches, what, total) -> iterable, or None.
 
     Returns:
-        dict: scores (dict of "R@k" -> float); embeddings (float32 (N / step, D)); index (int64 (N / step,), positions
-        of what was described).
+        dict: scores (dict of "R@k" -> float; of a model with a codebook also "R@k_of_codes", where codes are searched,
+        see `retrieval.recall_of_codes`); embeddings (float32 (N / step, D)); index (int64 (N / step,), positions of
+        what was described).
     """
     index = np.arange(0, len(images), step)
     embeddings = embed(model, images, step, progress)
-    recalls = recall_at_k(embeddings, images.labels[index], ks)
-    return {"scores": {f"R@{k}": value for k, value in recalls.items()}, "embeddings": embeddings, "index": index}
+    labels = images.labels[index]
+    scores = {f"R@{k}": value for k, value in recall_at_k(embeddings, labels, ks).items()}
+    if model.architecture["n_book"]:
+        codes = retrieval.codes_of(model, embeddings)
+        of_codes = retrieval.recall_of_codes(model, embeddings, codes, labels, ks)
+        scores |= {f"R@{k}_of_codes": value for k, value in of_codes.items()}
+    return {"scores": scores, "embeddings": embeddings, "index": index}
 
 
 def embed(model, images, step=1, progress=None):

@@ -104,10 +104,10 @@ FIELDS = {
     "learning_rate": (None, _optional(_number(0, above=True))),
     "head": ("gpq", _choice(*HEADS)),
     "len_code": (12, _integer(1, 4096)),
-    "n_book": (12, _integer(1, 256)),
+    "n_book": (12, _integer(0, 256)),
     "bn_word": (4, _integer(1, 16)),
     "intn_word": (16, _integer(2, 65536)),
-    "n_bits": (48, _integer(1, 4096)),
+    "n_bits": (48, _integer(0, 4096)),
     "descriptors": ("SMG", _letters),
     "n_dim": (1536, _integer(0, 2**20)),
     "combination": ("concat", _choice("concat", "sum")),
@@ -156,6 +156,8 @@ _HEAD_DEFAULTS = {
         "total_epochs": 33,
         "batch_size": 128,
         "eval_epoch": 1,
+        "n_book": 0,
+        "bn_word": 8,
         "init": "imagenet",
         "keep": 3,
     },
@@ -243,6 +245,9 @@ def resolve(arguments=(), config_path="config.py"):
     both = {"head": gpq["head"], "legacy": gpq["legacy"], **from_file, **from_arguments}
     values = _settle(defaults_of(both["head"], both["legacy"]), from_file, str(config_path))
     values = _settle(values, from_arguments, "the command line")
+    if not values["n_book"] and values["head"] != "cgd":
+        source = "the command line" if "n_book" in from_arguments else config_path
+        raise ValueError(f"Invalid n_book ({source}). Expected an integer from 1 to 256. Received: n_book=0")
     given = {*from_file, *from_arguments} - set(_DERIVED)
     return Settings(values, given | {_OLD_SPELLING, _SPELLING} if given & {_OLD_SPELLING, _SPELLING} else given)
 

@@ -67,7 +67,7 @@ def test_an_agreeing_derived_value_is_welcome():
         (["--ImageNet_path=x"], "Did you mean 'ImageNet_pretrained_path'?"),
         (
             ["--n_book=twelve"],
-            "Invalid n_book (the command line). Expected an integer from 1 to 256. Received: n_book",
+            "Invalid n_book (the command line). Expected an integer from 0 to 256. Received: n_book",
         ),
         (["--n_book=8.5"], "Expected an integer"),
         (["--n_book=0"], "Expected an integer from 1 to 256"),

@@ -111,7 +111,6 @@ def test_it_learns_to_tell_classes_apart_that_it_never_saw(run, data):
     folder, model, _, chosen = run
     untrained = recalls(trainer.initial_model(trainer.settings_of_data(chosen, data))[0], data)["R@1"]
     losses = [line["loss"] for line in lines_of(folder, "step")]
-    print(untrained, [e["R@1"] for e in lines_of(folder, "evaluation")], losses[::5])
     assert np.mean(losses[-10:]) < np.mean(losses[:5]) - 0.5
     assert recalls(model, data)["R@1"] > untrained + 0.2
 
@@ -253,12 +252,12 @@ def test_defaults_are_the_papers():
 
 def test_a_model_fixes_its_settings(folders):
     given = {"descriptors": "GM", "combination": "sum", "learn_p": True, "gem_p": 2.5, "n_CLASSES": 7, "seed": 3}
-    for auxiliary in (True, False):
-        chosen = settings("models", folders, **given, auxiliary=auxiliary)
+    for auxiliary, n_book in ((True, 0), (False, 3)):
+        chosen = settings("models", folders, **given, auxiliary=auxiliary, n_book=n_book)
         architecture = heads.complete("cgd", {k: v for k, v in heads.architecture_of(chosen).items() if k != "head"})
         fixed = heads.fixed_by(architecture)
         names = {"head", "descriptors", "n_dim", "combination", "learn_p", "gem_p", "width_multiplier", "auxiliary"}
-        names |= {"backbone"} | ({"n_CLASSES"} if auxiliary else set())
+        names |= {"backbone", "n_book"} | ({"n_CLASSES"} if auxiliary else set()) | ({"bn_word"} if n_book else set())
         assert fixed == {name: getattr(chosen, name) for name in names}
 
 
@@ -319,6 +318,34 @@ def demo_settings(run, folders, *more):
     model = run[0] / "cgd_12d_8.keras"
     given = [f"--model_load_path={model}", "--dataset=image_folders", f"--data_dir={folders}", *more]
     return settings_module.resolve(given, NO_FILE)
+
+
+def test_descriptors_are_trained_with_their_codes(tmp_path, folders, data):
+    """--n_book: a codebook learned in the same steps, whose codes are measured, saved and searched."""
+    chosen = settings(tmp_path, folders, n_book=3, bn_word=2, total_epochs=2)
+    model, path = trainer.train(chosen, data)
+    assert path == tmp_path / "cgd_12d_6bits_2.keras" and model.codebook.shape == (3, 4, 4)
+    start = trainer.initial_model(trainer.settings_of_data(chosen, data))[0]
+    assert np.any(model.codebook != start.codebook)
+    codes = model.encode(data.test.pixels)
+    words = np.stack([model.codebook[range(3), row].reshape(-1) for row in codes]).astype("float64")
+    distances = np.square(model.embed(data.test.pixels)[:, None].astype("float64") - words).sum(axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    right = data.test.labels[np.argsort(distances, axis=1, kind="stable")] == data.test.labels[:, None]
+    scores = recall.evaluate(model, data.test)["scores"]
+    for k in (1, 2, 4, 8):
+        # Codes that are alike are equally far but for rounding, and either may come first.
+        assert scores[f"R@{k}_of_codes"] == pytest.approx(right[:, :k].any(axis=1).mean(), abs=0.05)
+    lines = [json.loads(line) for line in (tmp_path / "cgd_12d_6bits.log.jsonl").read_text().splitlines()]
+    measured = [line for line in lines if line["event"] == "evaluation"]
+    assert [line["epoch"] for line in measured] == [1, 2] and measured[1]["R@1_of_codes"] == scores["R@1_of_codes"]
+    printed = []
+    given = settings_module.resolve(
+        [f"--model_load_path={path}", "--dataset=image_folders", f"--data_dir={folders}"], NO_FILE
+    )
+    demo.run(given, printed.append, pictures=False)
+    at = printed.index("codes, 2 bytes each, searched by float32 descriptors:")
+    assert printed[at + 1] == f"R@   1: {scores['R@1_of_codes']:.4f}"
 
 
 def test_evaluate_prints_the_recall_of_the_training(run, folders, data):

@@ -38,6 +38,8 @@ ARGUMENTS = {
 }
 PROTOCOL = "unseen_classes"
 SMALLEST_SIDE = 1
+# Arguments of the network that settings have under the same name.
+_SETTINGS = ("descriptors", "n_dim", "combination", "gem_p", "learn_p", "n_book", "bn_word")
 preprocess = resnet_v1.preprocess
 
 # What a training step draws, from a random stream of its own.
@@ -353,14 +355,14 @@ def _mean_squared_length(x):
 
 def architecture_of(settings):
     """The arguments of the network that settings describe, a dict; `settings_of` goes the other way."""
-    own = {name: getattr(settings, name) for name in ("descriptors", "n_dim", "combination", "gem_p", "learn_p")}
+    own = {name: getattr(settings, name) for name in _SETTINGS}
     n_classes = settings.n_CLASSES if settings.auxiliary else 0
     return {**own, "layout": layouts.of_settings(settings), "n_classes": n_classes}
 
 
 def settings_of(architecture):
     """The settings that a network fixes, a dict."""
-    own = {name: architecture[name] for name in ("descriptors", "n_dim", "combination", "gem_p", "learn_p")}
+    own = {name: architecture[name] for name in _SETTINGS if name != "bn_word" or architecture["n_book"]}
     n_classes = architecture["n_classes"]
     classified = {"auxiliary": True, "n_CLASSES": n_classes} if n_classes else {"auxiliary": False}
     # A converted network may be laid out as no setting describes it.
@@ -368,8 +370,9 @@ def settings_of(architecture):
 
 
 def file_stem(settings):
-    """Beginning of the names of saved models, such as "cgd_1536d"."""
-    return f"cgd_{descriptor_size(architecture_of(settings))}d"
+    """Beginning of the names of saved models, such as "cgd_1536d", with a codebook "cgd_1536d_256bits"."""
+    stem = f"cgd_{descriptor_size(architecture_of(settings))}d"
+    return f"{stem}_{settings.n_bits}bits" if settings.n_book else stem
 
 
 def steps_per_epoch(data, settings):
@@ -427,7 +430,7 @@ def training_losses(model, batch, settings, frozen=False):
     images = window.crop_and_flip(batch["images"], batch["flips"], batch["offsets"], size, size)
     features = model.backbone(preprocess(images), training=True)
     logits = model.head.first_descriptor_logits(features) if settings.auxiliary else None
-    weights = {name: getattr(settings, name) for name in ("margin", "temperature", "smoothing")}
+    weights = {name: getattr(settings, name) for name in ("margin", "temperature", "smoothing", "alpha")}
     return model.head.losses_of(model.head(features), batch["labels"], logits, **weights)
 
 
