@@ -97,7 +97,7 @@ def with_codebook(model, codebook, rotation=None):
 def _rotation(descriptors, quantizer, hot_start, seed):
     """The rotation of optimized product quantization, float32 (D, D); the quantizer is left trained for it, nearly.
 
-    As faiss.OPQMatrix does, which takes no seed, and longer where vectors are long.
+    As faiss.OPQMatrix does, which takes no seed.
     """
     size, n_round = descriptors.shape[1], quantizer.cp.niter
     rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0].astype(np.float32)
