@@ -245,9 +245,9 @@ def resolve(arguments=(), config_path="config.py"):
     both = {"head": gpq["head"], "legacy": gpq["legacy"], **from_file, **from_arguments}
     values = _settle(defaults_of(both["head"], both["legacy"]), from_file, str(config_path))
     values = _settle(values, from_arguments, "the command line")
-    if not values["n_book"] and values["head"] != "cgd":
-        source = "the command line" if "n_book" in from_arguments else config_path
-        raise ValueError(f"Invalid n_book ({source}). Expected an integer from 1 to 256. Received: n_book=0")
+    check_book_count(
+        values["n_book"], values["head"], "the command line" if "n_book" in from_arguments else config_path
+    )
     given = {*from_file, *from_arguments} - set(_DERIVED)
     return Settings(values, given | {_OLD_SPELLING, _SPELLING} if given & {_OLD_SPELLING, _SPELLING} else given)
 
@@ -347,6 +347,12 @@ def _parse_all(given, source):
         check_known(name, FIELDS, source)
         parsed[name] = parse(name, value, source)
     return parsed
+
+
+def check_book_count(n_book, head, source, shown="n_book"):
+    """Refuse a head without a codebook (ValueError), but for cgd; `source` and `shown` as of `parse`."""
+    if not n_book and head != "cgd":
+        raise ValueError(f"Invalid {shown} ({source}). Expected an integer from 1 to 256. Received: {shown}=0")
 
 
 def check_known(name, names, source):

@@ -78,6 +78,8 @@ def read(arguments):
         if setting in ours:
             raise ValueError(f"Invalid {name}. Expected --{setting} once. Received: it by two names")
         ours[setting] = _bits(value) if name == "N_words" else settings_module.parse(setting, value, _SOURCE, name)
+        if setting == "n_book":
+            settings_module.check_book_count(ours[setting], "spq", _SOURCE, name)
     settings = settings_module.resolve([f"--{name}={value}" for name, value in {"head": "spq", **ours}.items()])
     if settings.head != "spq":
         raise ValueError(f"Invalid head. Expected spq, which this command trains. Received: head={settings.head}")
