@@ -126,8 +126,10 @@ class RetrievalModel(keras.Model):
         """Embed and encode with the present weights from now on: faster for one image or a few at a time.
 
         Not for large batches, in which it is slower (`ops.frozen_call`), nor for a model that is trained any further:
-        later changes of its weights do not reach `embed` and `encode`.
+        later changes of its weights do not reach `embed` and `encode`. On TensorFlow only; elsewhere nothing changes.
         """
+        if keras.backend.backend() != "tensorflow":
+            return
         self._describe = frozen_call(self, self._describe_images)
         self._embed = frozen_call(self, self.call)
 
