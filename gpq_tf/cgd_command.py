@@ -145,7 +145,7 @@ def run(options, report, progress):
     Raises:
         ValueError, OSError: if model, lists or images are wrong.
     """
-    from gpq_tf import metrics, retrieval
+    from gpq_tf import metrics, recall, retrieval
 
     _, test = read_lists(options, report)
     model = load(options.pretrained_model, options, report)
@@ -157,15 +157,17 @@ def run(options, report, progress):
     report(f"float32 descriptors, {embeddings[0].nbytes} bytes each:")
     _report_recalls(recalls, options.recallk, report)
     codes = retrieval.codes_of(model, embeddings)
-    report(f"codes, {retrieval.bytes_a_code(model)} bytes each, searched by float32 descriptors:")
+    report(recall.headline_of_codes(model))
     of_codes = retrieval.recall_of_codes(model, embeddings, codes, test.labels, options.recallk)
     _report_recalls(of_codes, options.recallk, report)
     return {**recalls, "codes": of_codes}
 
 
 def _report_recalls(recalls, ks, report):
+    from gpq_tf import recall
+
     for k in ks:
-        report(f"R@{k:4d}: {recalls[k]:.4f}")
+        report(recall.line(k, recalls[k]))
 
 
 def _refuse(command, message):

@@ -154,11 +154,11 @@ def _run_recall(settings, model, name, photo, report, progress, pictures):
     shown = _queries_to_show(settings, len(gallery)) if pictures else []
     found = recall.evaluate(model, gallery, progress=progress)
     for k in recall.KS:
-        report(f"R@{k:4d}: {found['scores'][f'R@{k}']:.4f}")
+        report(recall.line(k, found["scores"][f"R@{k}"]))
     if model.architecture["n_book"]:
-        report(f"codes, {retrieval.bytes_a_code(model)} bytes each, searched by float32 descriptors:")
+        report(recall.headline_of_codes(model))
         for k in recall.KS:
-            report(f"R@{k:4d}: {found['scores'][f'R@{k}_of_codes']:.4f}")
+            report(recall.line(k, found["scores"][f"R@{k}_of_codes"]))
     for query in shown:
         path = f"{RESULT}_{query}.png"
         visualize.ranked_list(path, **recall.answers(query, found, gallery))

@@ -1,4 +1,4 @@
-"""Writing files so that a half-written one never carries the final name."""
+"""Files: written so that a half-written one never carries the final name, and found without their suffix."""
 
 import contextlib
 import errno
@@ -61,3 +61,16 @@ def _sync(path):
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def find_file(path, suffix):
+    """The file of this suffix that `path` means, whether or not it ends in it: pathlib.Path, or None.
+
+    Example:
+        >>> find_file("no_such_file", ".h5") is None
+        True
+    """
+    for candidate in (Path(path), Path(f"{path}{suffix}")):
+        if candidate.suffix == suffix and candidate.is_file():
+            return candidate
+    return None

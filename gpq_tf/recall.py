@@ -36,6 +36,21 @@ def evaluate(model, images, ks=KS, step=1, progress=None):
     return {"scores": scores, "embeddings": embeddings, "index": index}
 
 
+def line(k, recall):
+    """A figure as the original's test.py prints it.
+
+    Example:
+        >>> line(1, 0.25)
+        'R@   1: 0.2500'
+    """
+    return f"R@{k:4d}: {recall:.4f}"
+
+
+def headline_of_codes(model):
+    """What stands above the recalls of codes: what they are, and what searches them."""
+    return f"codes, {retrieval.bytes_a_code(model)} bytes each, searched by float32 descriptors:"
+
+
 def embed(model, images, step=1, progress=None):
     """Descriptors of every step-th image, float32 (N / step, D); the arguments are those of `evaluate`."""
     n_images = len(range(0, len(images), step))

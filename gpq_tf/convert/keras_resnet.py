@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gpq_tf.backbones import resnet_v1
+from gpq_tf.files import find_file
 from gpq_tf.model_file import check_hdf5
 
 NAME = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -26,10 +27,7 @@ def find(path):
         >>> find("no_such_file") is None
         True
     """
-    for candidate in (Path(path), Path(f"{path}.h5")):
-        if candidate.suffix == ".h5" and candidate.is_file():
-            return candidate
-    return None
+    return find_file(path, ".h5")
 
 
 def kept_by_keras():

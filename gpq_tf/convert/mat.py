@@ -11,6 +11,7 @@ import numpy as np
 
 from gpq_tf.convert import gpq_names
 from gpq_tf.data.matlab import load_matlab
+from gpq_tf.files import find_file
 from gpq_tf.network import RetrievalModel
 
 # What compressed arrays may grow to together: the published network has 31 MB, one of four times its width 16 times it.
@@ -24,10 +25,7 @@ def find(path):
         >>> find("no_such_file") is None
         True
     """
-    for candidate in (Path(path), Path(f"{path}.mat")):
-        if candidate.suffix == ".mat" and candidate.is_file():
-            return candidate
-    return None
+    return find_file(path, ".mat")
 
 
 def convert(path, n_book=None, legacy=False, architecture=None):
