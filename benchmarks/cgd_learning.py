@@ -18,8 +18,9 @@ Seeds are 100 apart: the layers of a network draw from its seed and the numbers 
 import argparse
 import json
 import os
-import time
 from pathlib import Path
+
+from interruptible import train_or_go_on
 
 RESULTS = Path(__file__).parent / "results"
 COMMON = (
@@ -84,10 +85,10 @@ def _find(runs, key):
     return next((run for run in runs if key.items() <= run.items()), None)
 
 
-def _resolved(key, options, *more):
+def _resolved(key, options):
     from gpq_tf import settings
 
-    given = [*key["settings"], f"--seed={key['seed']}", f"--data_dir={options.data_dir}", *more]
+    given = [*key["settings"], f"--seed={key['seed']}", f"--data_dir={options.data_dir}"]
     return settings.resolve(given, "no config.py")
 
 
@@ -106,35 +107,20 @@ def _untrained(key, data, options):
 
 
 def _run(key, data, options):
-    """Train, or go on training."""
-    from gpq_tf import settings, trainer
-
-    name = f"{key['variant']} {key['seed']} {options.epochs}".replace(" ", "_")
-    folder = options.work / name
-    chosen = _resolved(key, options, f"--model_save_path={folder}", "--save_term=1", "--keep=1")
-    saved = [path for path in folder.glob("*.keras") if path.stem.rpartition("_")[2].isdecimal()]
-    if saved:
-        newest = max(saved, key=lambda path: int(path.stem.rpartition("_")[2]))
-        chosen = settings.resolve([f"--resume={newest}", f"--model_save_path={folder}"], "no config.py")
-    start = time.time()
-    trainer.train(chosen, data)
-    seconds = time.time() - start
-    (log_file,) = folder.glob("*.log.jsonl")
-    # A run that was interrupted wrote its last steps twice, the same numbers.
-    log = [json.loads(line) for line in log_file.open()]
-    curve = {entry["epoch"]: entry for entry in log if entry["event"] == "evaluation"}
-    steps = {entry["step"]: entry for entry in log if entry["event"] == "step"}
-    curve = [_rounded({name: found[name] for name in ("R@1", "R@2", "R@4", "R@8")}) for found in curve.values()]
+    chosen = _resolved(key, options)
+    folder = options.work / f"{key['variant']} {key['seed']} {options.epochs}".replace(" ", "_")
+    found = train_or_go_on(chosen, data, folder)
+    curve = [_rounded({name: each[name] for name in ("R@1", "R@2", "R@4", "R@8")}) for each in found.evaluations]
     best = max(range(len(curve)), key=lambda epoch: curve[epoch]["R@1"])
-    last = steps[max(steps)]
+    last = found.steps[-1]
     return {
         "best": {"epoch": best + 1, **curve[best]},
         "last": curve[-1],
-        "R@1_by_epoch": [found["R@1"] for found in curve],
+        "R@1_by_epoch": [each["R@1"] for each in curve],
         "last_losses": _rounded({name: last[name] for name in ("loss", "rank", "aux", "active")}),
-        "steps": len(steps),
-        "seconds": round(seconds, 1),
-        "resumed": bool(saved),
+        "steps": len(found.steps),
+        "seconds": round(found.seconds, 1),
+        "resumed": found.resumed,
     }
 
 

@@ -71,12 +71,32 @@ def test_any_sizes(data):
 
 
 def test_chunks_and_limits_of_any_size_change_nothing(monkeypatch):
-    for name, value in (("_NUMPY_CHUNK_CODES", 8), ("_SAMPLE", 1), ("_BLOCK_QUERIES", 4), ("_GROUP_BOOKS", 2)):
+    for name, value in (("_NUMPY_CHUNK_CODES", (8, 8)), ("_SAMPLE", 1), ("_BLOCK_QUERIES", 4), ("_GROUP_BOOKS", 2)):
         monkeypatch.setattr(exact, name, value)
         for k in (1, 3, 50):
             check(monkeypatch, 2**62, 5, 16, 2, 333, 9, k, "inner_product", 1, 40)
     monkeypatch.setattr(exact, "_CHUNK_CODES", 16)
     check(monkeypatch, 0, 5, 16, 2, 333, 9, 10, "l2", 1, 40)
+
+
+@pytest.mark.parametrize(("every", "misled"), [(7, False), (10, True)])
+def test_a_sample_that_misleads_costs_time_alone(monkeypatch, every, misled):
+    """Every tenth code is looked at beforehand; where just these are near, more than they must be searched."""
+    for name, value in (("_NUMPY_CHUNK_CODES", (64, 64)), ("_NUMPY_CHUNK_ENTRIES", 1), ("_EXPECTED", 4)):
+        monkeypatch.setattr(exact, name, value)
+    passes = []
+    whole = exact._nearest_of_chunks
+    monkeypatch.setattr(exact, "_nearest_of_chunks", lambda *given: passes.append(given[-1]) or whole(*given))
+    rng = np.random.default_rng(3)
+    codebook = np.arange(16, dtype="float32").reshape(1, 16, 1)
+    codes = rng.integers(1, 16, (333, 1))
+    codes[::every] = 0
+    for k in (41, 40):
+        passes.clear()
+        found = exact.nearest(codebook, "l2", pack(codes, 16), True, np.zeros((2, 1), "float32"), k)
+        for actual, expected in zip(found, oracle(codebook, "l2", codes, np.zeros((2, 1), "float32"), k), strict=True):
+            np.testing.assert_array_equal(actual, expected)
+        assert [np.isinf(ceiling).all() for ceiling in passes] == [False, True][: 1 + misled]
 
 
 def test_the_compiled_way_is_taken_where_it_pays(monkeypatch):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpq_tf.index import METRICS, PQIndex
-from gpq_tf.metrics import average_precision, codebook_usage, mean_average_precision, precision_recall_curve
+from gpq_tf.metrics import average_precision, codebook_usage, mean_average_precision, precision_recall_curve, ranking
 from gpq_tf.metrics.ap import DENOMINATORS
 from tests import golden, rankings
 from tests.rankings import random_problem
@@ -117,6 +117,24 @@ def test_a_few_different_codes_are_equally_far(top_n):
     relevance = rng.random((20, n)) < 0.3
     actual = mean_average_precision(queries, None, index, None, top_n, similarity=relevance)
     assert actual == pytest.approx(brute_force(index, queries, relevance, top_n), rel=1e-13)
+
+
+@pytest.mark.parametrize("sample", [1, 20, 2048])
+@pytest.mark.parametrize("places", [1, 2**17])
+def test_the_first_ranks_do_not_depend_on_the_sample_that_finds_them(monkeypatch, sample, places):
+    """A sample of one code, the nearest to half of the queries, suggests too little to hold the first 30."""
+    monkeypatch.setattr(ranking, "_SAMPLE", sample)
+    monkeypatch.setattr(ranking, "_PLACES", places)
+    rng = np.random.default_rng(8)
+    index = PQIndex(np.sort(rng.standard_normal((3, 9, 1)), axis=1))
+    index.add(rng.integers(0, 9, (500, 3)))
+    index.add(np.repeat(index.codes[:3], 50, axis=0))
+    queries = np.concatenate([np.full((10, 3), -9.0), rng.standard_normal((10, 3))]).astype(np.float32)
+    labels = rng.integers(0, 4, 670)
+    relevance = labels[:20, None] == labels[20:]
+    actual = mean_average_precision(queries, labels[:20], index, labels[20:], 30)
+    assert actual == pytest.approx(brute_force(index, queries, relevance, 30), rel=1e-13)
+    assert mean_average_precision(queries, None, index, None, 30, similarity=relevance) == actual
 
 
 def test_no_matrix_of_queries_by_codes_is_held():

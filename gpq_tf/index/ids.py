@@ -21,8 +21,11 @@ def of_array(array):
 
 
 def taken_from(ids, positions):
-    """The ids at `positions`, intp (n,)."""
-    return np.int64(ids.start) + positions if isinstance(ids, range) else ids.array[positions]
+    """The ids at `positions`, int64 of any shape, where -1, for none, stays what it is."""
+    if len(ids) == 0 or (isinstance(ids, range) and ids.start == 0):
+        return positions
+    taken = np.int64(ids.start) + positions if isinstance(ids, range) else ids.array[positions]
+    return np.where(positions < 0, np.int64(-1), taken)
 
 
 def appended(ids, more):

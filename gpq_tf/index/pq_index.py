@@ -277,9 +277,7 @@ class PQIndex:
         """
         queries, k = self.checked_queries(queries), arguments.checked_positive("k", k)
         store, distances, positions = self._nearest(queries, k, arguments.checked_n_probe(n_probe, self.K))
-        found = positions >= 0
-        positions[found] = id_rows.taken_from(store.ids, positions[found])
-        return distances, positions
+        return distances, id_rows.taken_from(store.ids, positions)
 
     def _nearest(self, queries, k, n_probe):
         """(store, distances, positions): the Store that was searched, and what was found in it."""

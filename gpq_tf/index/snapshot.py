@@ -174,10 +174,22 @@ def stable_argsort(distances):
         >>> stable_argsort(np.array([2.0, -1.0, 2.0, -3.0], np.float32))
         array([3, 1, 0, 2])
     """
-    bits = distances.view(np.uint32)
-    # Negative numbers: all bits flipped, as larger magnitudes come first. Others: the sign bit alone.
-    flip = (distances.view(np.int32) >> 31).view(np.uint32) | np.uint32(0x80000000)
-    keys = (bits ^ flip).astype(np.uint64) << np.uint64(32)
+    keys = sortable_bits(distances) << np.uint64(32)
     keys |= np.arange(len(distances), dtype=np.uint64)
     keys.sort()
     return (keys & np.uint64(0xFFFFFFFF)).astype(np.intp)
+
+
+def sortable_bits(distances):
+    """Whole numbers below 2**32 that order as the distances do.
+
+    Args:
+        distances: float32, any shape, no NaN and no -0.0.
+
+    Returns:
+        uint64, the same shape.
+    """
+    bits = distances.view(np.uint32)
+    # Negative numbers: all bits flipped, as larger magnitudes come first. Others: the sign bit alone.
+    flip = (distances.view(np.int32) >> 31).view(np.uint32) | np.uint32(0x80000000)
+    return (bits ^ flip).astype(np.uint64)

@@ -115,16 +115,17 @@ def mean_average_precision(
     )
     harmonic = Harmonic(len(ranking)) if ties == "expected" else None
 
-    def score(query, distances):
-        relevant = relevant_to(query)
-        n_relevant = len(relevant) if denominator == "all" else None
-        if ties == "stable":
-            return _from_ranks(ranking.ranks(distances, relevant, top_n), n_relevant)
-        sizes, hits = ranking.groups(distances, relevant, top_n)
-        return expected_average_precision(sizes, hits, harmonic, top_n, n_relevant)
+    def divisor(n_relevant):
+        return n_relevant if denominator == "all" else None
 
     def block(rows, distances):
-        return [score(*each) for each in zip(range(rows.start, rows.stop), distances, strict=True)]
+        given = distances, lambda row: relevant_to(rows.start + row), top_n
+        if ties == "stable":
+            return [_from_ranks(found, divisor(n)) for found, n in ranking.ranks(*given)]
+        return [
+            expected_average_precision(sizes, hits, harmonic, top_n, divisor(n))
+            for sizes, hits, n in ranking.groups(*given)
+        ]
 
     return float(np.mean(np.concatenate(snapshot.map_distances(block, queries))))
 

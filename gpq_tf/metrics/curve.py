@@ -78,20 +78,20 @@ def precision_recall_curve(queries, query_labels, index, gallery_labels, ranks=N
     ranks = np.arange(1, len(ranking) + 1) if ranks is None else checked_ranks("ranks", ranks)
     last = max(ranks.tolist(), default=1)
 
-    def hits_at_ranks(distances, relevant):
+    def hits_at_ranks(*given):
         if ties == "stable":
-            return np.searchsorted(ranking.ranks(distances, relevant, last), ranks, side="right")
-        sizes, hits = ranking.groups(distances, relevant, last)
-        return np.interp(ranks, np.append(0, np.cumsum(sizes)), np.append(0, np.cumsum(hits)))
+            for found, n_relevant in ranking.ranks(*given):
+                yield np.searchsorted(found, ranks, side="right"), n_relevant
+        else:
+            for sizes, hits, n_relevant in ranking.groups(*given):
+                yield np.interp(ranks, np.append(0, np.cumsum(sizes)), np.append(0, np.cumsum(hits))), n_relevant
 
     total = _SumInOrder(np.zeros((2, len(ranks))))
 
     def block(rows, distances):
         part = np.zeros((2, len(ranks)))
-        for query, to_distinct in zip(range(rows.start, rows.stop), distances, strict=True):
-            relevant = relevant_to(query)
-            hits = hits_at_ranks(to_distinct, relevant)
-            part += hits, hits / max(len(relevant), 1)
+        for hits, n_relevant in hits_at_ranks(distances, lambda row: relevant_to(rows.start + row), last):
+            part += hits, hits / max(n_relevant, 1)
         total.add(rows, part)
 
     snapshot.map_distances(block, queries)
