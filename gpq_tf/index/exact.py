@@ -49,44 +49,72 @@ def nearest(codebook, metric, rows, packed, queries, k):
         ValueError: naming the row, if a query is so large that distances would overflow float32.
     """
     n_book, n_word, _ = codebook.shape
-    distances = np.empty((len(queries), k), np.float32)
-    positions = np.empty((len(queries), k), np.int64)
     compile_it = len(rows) * len(queries) >= _COMPILED_FROM
-    most = min(_BLOCK_QUERIES, _TABLE_ENTRIES // (n_book * n_word), _LIST_ENTRIES // k)
-    block = min(1 << max(1, most).bit_length() - 1, _power_of_two(len(queries)))
+    most = max(1, min(_BLOCK_QUERIES, _TABLE_ENTRIES // (n_book * n_word), _LIST_ENTRIES // k))
+    block = min(1 << (most.bit_length() - 1), _power_of_two(len(queries)))
     fewest, most = _NUMPY_CHUNK_CODES
     size = _CHUNK_CODES if compile_it else min(most, max(fewest, _NUMPY_CHUNK_ENTRIES // block))
     size = min(size, _power_of_two(len(rows)))
     blocks = [slice(at, min(at + block, len(queries))) for at in range(0, len(queries), block)]
+    distances = np.empty((len(queries), k), np.float32)
+    positions = np.empty((len(queries), k), np.int64)
 
-    def fill(inside):
+    def of_block(inside):
+        """A function that fills lists of the nearest, (n, k) each, from codes first to last."""
         table = checked_table(codebook, metric, queries, inside)
         # Filled up to a whole block, so that compiled functions see few shapes.
         table = np.pad(table, ((0, 0), (0, 0), (0, block - table.shape[2])))
         sums = (_compiled_sums if compile_it else _numpy_sums)(table, packed)
         n_queries = inside.stop - inside.start
-        no_ceiling = np.full(n_queries, np.inf, np.float32)
-        for ceiling in (_ceiling(rows, sums, size, n_queries, k), no_ceiling):
-            if ceiling is None:
-                continue
-            distances[inside], positions[inside] = np.inf, -1
-            _nearest_of_chunks(_chunks(rows, sums, size, n_queries), distances[inside], positions[inside], ceiling)
-            if np.isfinite(distances[inside]).all():  # otherwise the sample misled, or there are fewer than k
-                break
 
-    if len(blocks) < 2:
-        for inside in blocks:
-            fill(inside)
-    else:
+        def fill(best, at, first=0, last=len(rows)):
+            part = rows[first:last]
+            no_ceiling = np.full(n_queries, np.inf, np.float32)
+            for ceiling in (_ceiling(part, sums, size, n_queries, k), no_ceiling):
+                if ceiling is None:
+                    continue
+                best[:], at[:] = np.inf, -1
+                _nearest_of_chunks(_chunks(part, first, sums, size, n_queries), best, at, ceiling)
+                if np.isfinite(best).all():  # otherwise the sample misled, or there are fewer than k
+                    break
+            return best, at
+
+        return fill
+
+    def answer(inside):
+        of_block(inside)(distances[inside], positions[inside])
+
+    if len(blocks) >= _WORKERS:
         with ThreadPoolExecutor(_WORKERS) as pool:
-            list(pool.map(fill, blocks))
+            list(pool.map(answer, blocks))
+    elif compile_it:  # the workers share the codes; NumPy's sums would wait for one another
+        bounds = [len(rows) * part // _WORKERS for part in range(_WORKERS + 1)]
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            for inside in blocks:
+                fill, shape = of_block(inside), distances[inside].shape
+                lists = [(np.empty(shape, np.float32), np.empty(shape, np.int64)) for _ in range(_WORKERS)]
+                found = list(pool.map(fill, *zip(*lists, strict=True), bounds[:-1], bounds[1:]))
+                distances[inside], positions[inside] = _joined(found)
+    else:
+        for inside in blocks:
+            answer(inside)
     return distances, positions
 
 
-def _chunks(rows, sums, size, n_queries):
-    """Yield (position of the first, float32 (n, n_queries) distances) for `size` codes at a time."""
-    for first in range(0, len(rows), size):
-        yield first, _distances(rows[first : first + size], sums, size, n_queries)
+def _joined(parts):
+    """The nearest of the nearest in parts of the codes, which come in order."""
+    (best, positions), *others = parts
+    for distances, rows in others:
+        queries, places = np.nonzero(rows >= 0)
+        if len(queries):
+            _merge([(queries, rows[queries, places], distances[queries, places])], best, positions)
+    return best, positions
+
+
+def _chunks(rows, first, sums, size, n_queries):
+    """Yield (position, float32 (n, n_queries) distances) for `size` codes at a time, the first at position `first`."""
+    for at in range(0, len(rows), size):
+        yield first + at, _distances(rows[at : at + size], sums, size, n_queries)
 
 
 def _distances(chunk, sums, size, n_queries):
