@@ -86,7 +86,12 @@ def _measure(precision):
     )
     recipe = heads.recipe("gpq")
     model = RetrievalModel(dtype=precision)
-    step = make_step(model, lambda batch: recipe.training_losses(model, batch, chosen), recipe.optimizer())
+    step = make_step(
+        model,
+        lambda described: recipe.compare(model, described, chosen),
+        recipe.optimizer(),
+        describe=lambda batch: recipe.describe(model, batch, chosen),
+    )
     result = {"draw_s": [], "step_s": [], "augment_s": [], "encode_s": []}
     for number in range(WARM_UP + STEPS):
         start = time.perf_counter()

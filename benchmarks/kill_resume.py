@@ -1,10 +1,11 @@
 """Kill a training run at random moments, resume it each time from its newest save, compare with a run left alone.
 
-    python benchmarks/kill_resume.py --kills=10
+    python benchmarks/kill_resume.py --head=gpq --kills=10
 
-Both runs are `python train.py` on the embedded sample, at 1/16 of the width, saving after every epoch. The killed one
-gets SIGKILL at a random moment of every life; whatever carries the name of a save must load. At the end every weight,
-every variable of the optimiser and the logged losses must be equal bit for bit. Prints a line per kill, writes JSON.
+Both runs are `python train.py` on the embedded sample (of cgd on 400 of its images, as files), at 1/16 of the width,
+saving after every epoch. The killed one gets SIGKILL at a random moment of every life and is started again with
+--resume=last; whatever carries the name of a save must load. At the end every weight, every variable of the optimiser
+and the logged losses must be equal bit for bit. Prints a line per kill, writes JSON.
 """
 
 import argparse
@@ -20,40 +21,48 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = ["--dataset=cifar10_sample", "--width_multiplier=0.0625", "--batch_size=250", "--save_term=1"]
+SETTINGS = {
+    "gpq": ["--dataset=cifar10_sample", "--batch_size=250"],
+    "spq": ["--dataset=cifar10_sample", "--batch_size=250", "--eval_epoch=5"],
+    "cgd": ["--dataset=image_folders", "--image_size=32", "--batch_size=40", "--n_dim=12", "--init=None"],
+}
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--head", choices=SETTINGS, default="gpq")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=None)
     options = parser.parse_args(arguments)
-    settings = [*SETTINGS, f"--total_epochs={options.epochs}", f"--precision={options.precision}"]
+    settings = [f"--head={options.head}", "--width_multiplier=0.0625", "--save_term=1", "--resume=last"]
+    settings += [*SETTINGS[options.head], f"--total_epochs={options.epochs}", f"--precision={options.precision}"]
     with tempfile.TemporaryDirectory() as folder:
+        if options.head == "cgd":
+            _write_images(Path(folder, "images"))
+            settings.append(f"--data_dir={folder}/images")
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         start = time.time()
         _wait(_train([*settings, f"--model_save_path={whole}"], folder), None)
         seconds = time.time() - start
         # Half of the kills or so are to hit training and its saves; a life that dies at start-up is of no use.
-        first_save = min(file.stat().st_mtime for file in whole.glob("gpq_*.keras")) - start
+        first_save = _saves(whole)[1].stat().st_mtime - start
         a_share = 2 * (seconds - first_save) / options.kills
         rng, lives = random.Random(options.seed), []
         while True:
-            newest = _newest(killed)
-            if newest and newest.stem.endswith(f"_{options.epochs}"):
+            newest = max(_saves(killed), default=None)
+            if newest == options.epochs:
                 break
-            resume = [f"--resume={newest}"] if newest else settings
             limit = first_save + rng.uniform(-0.5, 1) * a_share if len(lives) < options.kills else None
-            finished = _wait(_train([*resume, f"--model_save_path={killed}"], folder), limit)
-            lives.append({"resumed_from": newest.name if newest else None, "killed": not finished})
+            finished = _wait(_train([*settings, f"--model_save_path={killed}"], folder), limit)
+            lives.append({"resumed_from_epoch": newest, "killed": not finished})
             leftovers = [file.name for file in killed.glob(".*")] if killed.is_dir() else []
             lives[-1]["temporary_files_left"] = leftovers
             print(lives[-1], flush=True)
         result = {
-            "settings": settings,
+            "settings": [setting for setting in settings if not setting.startswith("--data_dir")],
             "lives": lives,
             "kills": sum(life["killed"] for life in lives),
             **_compare(whole, killed, options.epochs),
@@ -84,24 +93,38 @@ def _wait(process, limit):
     return True
 
 
-def _newest(folder):
-    saves = sorted(folder.glob("gpq_*.keras"), key=lambda file: int(file.stem.rsplit("_", 1)[1]))
-    return saves[-1] if saves else None
+def _saves(folder):
+    """dict of epoch -> path."""
+    numbers = {path: path.stem.rpartition("_")[2] for path in folder.glob("*.keras")}
+    return {int(number): path for path, number in numbers.items() if number.isdecimal()}
 
 
 def _compare(whole, killed, epochs):
     from gpq_tf import load_model, model_file
 
-    name = f"gpq_48bits_{epochs}.keras"
-    weights = [[np.asarray(weight) for weight in load_model(folder / name).weights] for folder in (whole, killed)]
-    states = [model_file.training_state(model_file.read(folder / name)) for folder in (whole, killed)]
-    losses = [_losses(folder / "gpq_48bits.log.jsonl") for folder in (whole, killed)]
+    paths = [_saves(folder)[epochs] for folder in (whole, killed)]
+    weights = [[np.asarray(weight) for weight in load_model(path).weights] for path in paths]
+    states = [model_file.training_state(model_file.read(path)) for path in paths]
+    losses = [_losses(next(folder.glob("*.log.jsonl"))) for folder in (whole, killed)]
     return {
         "weights_equal": all(np.array_equal(a, b) for a, b in zip(*weights, strict=True)),
         "optimiser_equal": all(np.array_equal(states[0][key], states[1][key]) for key in states[0]),
         "losses_equal": losses[0] == losses[1],
         "steps": len(losses[0]),
     }
+
+
+def _write_images(folder):
+    """Forty images of each class of the sample, as files in one folder a class."""
+    from PIL import Image
+
+    from gpq_tf import data
+
+    sample = data.load("cifar10_sample")
+    for label, name in enumerate(sample.class_names):
+        (folder / name).mkdir(parents=True)
+        for i, image in enumerate(sample.gallery_images[sample.gallery_labels == label][:40]):
+            Image.fromarray(image).save(folder / name / f"{i}.png")
 
 
 def _losses(path):

@@ -149,7 +149,12 @@ def measure_steps(options):
     recipe = heads.recipe("spq")
     model = RetrievalModel("spq", width_multiplier=options.width, dtype=options.ours)
     optimizer = recipe.optimizer(chosen, recipe.steps_per_epoch(data, chosen))
-    step = make_step(model, lambda batch: recipe.training_losses(model, batch, chosen), optimizer)
+    step = make_step(
+        model,
+        lambda described: recipe.compare(model, described, chosen),
+        optimizer,
+        describe=lambda batch: recipe.describe(model, batch, chosen),
+    )
     found = {"draw_s": [], "step_s": [], "augment_s": [], "encode_s": []}
     for number in range(WARM_UP + STEPS):
         start = time.perf_counter()

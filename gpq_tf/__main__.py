@@ -6,6 +6,8 @@ import sys
 import tempfile
 import traceback
 
+from gpq_tf.stopping import LostWorker, Stopped
+
 USAGE = """usage: gpq-tf COMMAND [arguments] [--setting=value ...]
 
   demo                     print the mAP of a model on CIFAR-10, save ranked-list pictures; with --query_image=PHOTO
@@ -31,7 +33,8 @@ def main(arguments=None):
         arguments: sequence of str, or None for those of the process.
 
     Returns:
-        int, the exit status: 0, 2 for a bad argument or file, 1 for a fault of the program, 130 when interrupted.
+        int, the exit status: 0, 2 for a bad argument or file, 1 for a fault of the program, 130 when interrupted, 143
+        when terminated (SIGTERM), 75 when training has lost another worker and can be started again.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
@@ -49,6 +52,10 @@ def main(arguments=None):
         return 0
     except KeyboardInterrupt:
         return _failed("interrupted", 130, debug)
+    except Stopped as stopped:
+        return _failed(str(stopped), 128 + stopped.signal, debug)
+    except LostWorker as error:
+        return _failed(str(error), 75, debug)
     except (ValueError, OSError, ArithmeticError) as error:
         return _failed(str(error) or type(error).__name__, 2, debug)
     except Exception as error:
@@ -81,19 +88,21 @@ def spq(arguments):
 
 def _train(settings, headline=None):
     _import_tensorflow_quietly()
-    from gpq_tf import data, heads, trainer
+    from gpq_tf import data, heads, strategies, trainer
     from gpq_tf import settings as settings_module
 
+    strategy = strategies.from_settings(settings)  # before anything else uses TensorFlow
+    report = _report if strategies.is_chief(strategy) else _nothing
     if settings.resume:
         settings = trainer.settings_of_resumed(settings)
     if headline:
-        _report(headline(settings))
+        report(headline(settings))
     images = data.load_for(settings, heads.recipe(settings.head).PROTOCOL)
     settings = trainer.settings_of_data(settings, images)
-    _report(settings_module.describe(settings))
-    _report(images.source)
-    _, path = trainer.train(settings, images, _report, _bar)
-    _report(f"done: {path}")
+    report(settings_module.describe(settings))
+    report(images.source)
+    _, path = trainer.train(settings, images, report, _bar, strategy)
+    report(f"done: {path}")
 
 
 def convert(arguments):
@@ -177,6 +186,10 @@ def _positional(arguments, *names):
 
 def _report(line):
     print(line, flush=True)
+
+
+def _nothing(line):
+    """Instead of `_report`, in workers that leave it to another."""
 
 
 def _batches(batches, what, total=None):

@@ -7,6 +7,8 @@ d length of a sub-vector, D = M * d length of a descriptor, C classes, H W heigh
 import keras
 from keras import ops
 
+from gpq_tf import replicas
+
 # The smallest squared length that `l2_normalize` divides by as a rule; below it a vector is scaled by 1e6 instead.
 TINY_SQUARED_LENGTH = 1e-12
 
@@ -100,8 +102,10 @@ def normalize_books(x, n_book):
     return join_books(l2_normalize(split_books(x, n_book)))
 
 
-def batch_normalize(x, gamma, beta, epsilon):
+def batch_normalize(x, gamma, beta, epsilon, synchronized=True):
     """Normalise every channel by the batch's own mean and variance.
+
+    In a distributed step the batch is that of all replicas.
 
     In 16 bits TensorFlow's fused kernel, the fastest there is. It adds up the values of a channel one after the other:
     256 images of 32x32 pixels lose five digits of seven on the way (y is wrong by 8e-5), and ReLUs switch. So in
@@ -112,6 +116,7 @@ def batch_normalize(x, gamma, beta, epsilon):
         x: float (B, H, W, channels).
         gamma, beta: float32 (channels,), scale and shift.
         epsilon: float > 0, added to the variance.
+        synchronized: bool, whether a distributed step takes the statistics over all replicas.
 
     Returns:
         y: float (B, H, W, channels), gamma * (x - mean) / sqrt(variance + epsilon) + beta with the population
@@ -126,7 +131,9 @@ def batch_normalize(x, gamma, beta, epsilon):
         (1.0, 0.0)
     """
     gamma, beta = ops.convert_to_tensor(gamma), ops.convert_to_tensor(beta)
-    if keras.backend.standardize_dtype(x.dtype) != "float32" and keras.backend.backend() == "tensorflow":
+    n_replicas = replicas.count() if synchronized else 1
+    is_float32 = keras.backend.standardize_dtype(x.dtype) == "float32"
+    if n_replicas == 1 and not is_float32 and keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         # Called directly: tf.nn's wrapper replaces an epsilon of 1e-5 by a larger one.
@@ -134,29 +141,34 @@ def batch_normalize(x, gamma, beta, epsilon):
             x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
         )
         return y, ops.stop_gradient(mean), ops.stop_gradient(variance)
-    normalize = _with_fused_kernel if _has_fused_kernel() else _batch_normalize
+    if n_replicas > 1:
+        normalize = _batch_normalize(epsilon, replicas.mean)
+    else:
+        normalize = (_with_fused_kernel if _has_fused_kernel() else _batch_normalize)(epsilon)
     # A function with its own gradient takes tensors, not variables.
-    y, mean, variance = normalize(epsilon)(ops.cast(x, "float32"), gamma + 0.0, beta + 0.0)
-    n = ops.cast(ops.size(x) // x.shape[-1], "float32")
+    y, mean, variance = normalize(ops.cast(x, "float32"), gamma + 0.0, beta + 0.0)
+    n = ops.cast(n_replicas * (ops.size(x) // x.shape[-1]), "float32")
     bessel = n / ops.maximum(n - 1.0, 1.0)
     return ops.cast(y, x.dtype), ops.stop_gradient(mean), ops.stop_gradient(variance) * bessel
 
 
-def _batch_normalize(epsilon):
-    """(x, gamma, beta) -> (y, mean, population variance), with the gradient written out: half as many passes."""
+def _batch_normalize(epsilon, over_replicas=lambda *means: means):
+    """(x, gamma, beta) -> (y, mean, population variance), with the gradient written out: half as many passes.
+
+    `over_replicas` makes means over a replica's part of a batch to those over the batch.
+    """
 
     @ops.custom_gradient
     def normalize(x, gamma, beta):
-        mean = _channel_means(x)
+        (mean,) = over_replicas(_channel_means(x))
         centred = x - mean
-        variance = _channel_means(ops.square(centred))
+        (variance,) = over_replicas(_channel_means(ops.square(centred)))
         inverse = ops.rsqrt(variance + epsilon)
 
         def gradient(*upstream):
             (upstream, *_) = upstream[0] if isinstance(upstream[0], tuple | list) else upstream
             n = ops.cast(ops.size(x) // x.shape[-1], "float32")
-            shift = _channel_means(upstream)
-            slope = _channel_means(upstream * centred)
+            shift, slope = over_replicas(_channel_means(upstream), _channel_means(upstream * centred))
             to_x = gamma * inverse * (upstream - shift - centred * (slope * ops.square(inverse)))
             return to_x, n * slope * inverse, n * shift
 

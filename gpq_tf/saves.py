@@ -5,6 +5,28 @@ from pathlib import Path
 from gpq_tf import model_file
 from gpq_tf import settings as settings_module
 
+# In the name of a run's save before its time.
+_STOPPED = "_stopped"
+
+
+def find_last(stem):
+    """Path of the save of a run that has the most steps behind it, or None.
+
+    Args:
+        stem: Path, folder and beginning of the names.
+    """
+    numbered = _by_epoch(stem)
+    newest = [numbered[max(numbered)]] if numbered else []
+    stopped = Path(f"{stem}{_STOPPED}.keras")
+    candidates = [*newest, *([stopped] if stopped.exists() else [])]
+    return max(candidates, key=lambda path: model_file.read(path).record["step"], default=None)
+
+
+def _by_epoch(stem):
+    """dict of epoch -> Path, of all models <stem>_<epoch>.keras."""
+    paths = {path.stem.removeprefix(f"{stem.name}_"): path for path in stem.parent.glob(f"{stem.name}_*.keras")}
+    return {int(epoch): path for epoch, path in paths.items() if epoch.isdecimal()}
+
 
 class Saves:
     """Saves a run's models as <stem>_<epoch>.keras and <stem>_best.keras, with their settings as .json beside them.
@@ -23,11 +45,7 @@ class Saves:
 
     def __init__(self, stem, settings, score, epoch_of_resume, report):
         self._stem, self._settings, self._score = stem, settings, score
-        by_epoch = {}
-        for path in stem.parent.glob(f"{stem.name}_*.keras"):
-            epoch = path.stem.removeprefix(f"{stem.name}_")
-            if epoch.isdecimal():
-                by_epoch[int(epoch)] = path
+        by_epoch = _by_epoch(stem)
         earlier = [by_epoch[epoch] for epoch in sorted(by_epoch) if epoch <= epoch_of_resume]
         # A resumed run goes on with its own saves; a new one has none, whatever lies in the folder.
         self._paths = earlier if settings.resume else []
@@ -54,11 +72,22 @@ class Saves:
         settings_module.save(self._settings, path.with_suffix(".json"), **about)
         self.last_good = path
         self._paths.append(path)
+        self._stopped_path.unlink(missing_ok=True)
         while self._settings.keep is not None and len(self._paths) > self._settings.keep:
             oldest = self._paths.pop(0)
             oldest.unlink(missing_ok=True)
             oldest.with_suffix(".json").unlink(missing_ok=True)
         return path
+
+    @property
+    def _stopped_path(self):
+        return Path(f"{self._stem}{_STOPPED}.keras")
+
+    def save_stopped(self, model):
+        """Save the model of a run that ends before its time, until the next save; return the path."""
+        model.save(self._stopped_path)
+        self.last_good = self._stopped_path
+        return self.last_good
 
     def save_if_best(self, model):
         """Save a model whose record holds a higher score than all before; return the path, or None."""

@@ -1,51 +1,150 @@
-"""One compiled optimisation step, on TensorFlow or on JAX, from the same losses."""
+"""One compiled optimisation step, on TensorFlow or on JAX, on one device or several, from the same losses."""
 
 import keras
+from keras import ops
 
+from gpq_tf import replicas
+from gpq_tf.accumulation import losses_and_gradients
 from gpq_tf.ops import compiled
+from gpq_tf.strategies import share
 
 
-def make_step(model, losses_of, optimizer, jit=False):
+def make_step(
+    model,
+    losses_of,
+    optimizer,
+    jit=False,
+    *,
+    describe=None,
+    strategy=None,
+    batch_size=None,
+    clip_norm=None,
+    accumulate=1,
+):
     """Compile "losses, gradients, update" for the backend in use.
+
+    With a strategy every replica describes its part of the batch, and computes the losses from the descriptors of all
+    (`replicas.gather`), so that they are those of the whole batch, on each replica the same. The optimiser adds up the
+    replicas' gradients; each loss is therefore divided by their number.
 
     Args:
         model: keras.Model or Layer, built; all its trainable variables are trained.
-        losses_of: callable(batch) -> dict of scalar tensors with the key "loss", which is minimised. It calls the
-            model in training mode, so that batch normalisation moves.
+        losses_of: callable(described) -> dict of scalar tensors with the key "loss", which is minimised.
         optimizer: keras.optimizers.Optimizer, of this step alone.
-        jit: bool, whether TensorFlow is to use XLA for the whole step.
+        jit: bool, whether TensorFlow is to use XLA for the whole step; not with a strategy, whose communication XLA
+            does not compile.
+        describe: callable(batch) -> dict of tensors whose rows belong to images. It calls the model in training mode,
+            so that batch normalisation moves. None: `losses_of` takes the batch itself, and does so.
+        strategy: tf.distribute.Strategy in whose scope model and optimizer were made, or None.
+        batch_size: int, images that each array of a batch is a multiple of; needed to divide a batch.
+        clip_norm: float, largest length of the gradient of all variables together, beyond which it is scaled down; or
+            None.
+        accumulate: int, parts of a replica's batch that go through the network one after the other
+            (`gpq_tf.accumulation`).
 
     Returns:
         callable(batch, a dict of numpy arrays) -> dict of scalar tensors, the losses before the update.
 
     Raises:
-        ValueError: if the backend is neither TensorFlow nor JAX.
+        ValueError: if the backend is neither TensorFlow nor JAX, or is JAX and a batch is to be accumulated.
     """
     if not optimizer.built:  # LossScaleOptimizer would make its variables a second time
         optimizer.build(model.trainable_variables)
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        return compiled(_tensorflow_step(model, losses_of, optimizer), jit)
+        step = _tensorflow_step(model, describe, losses_of, optimizer, clip_norm, accumulate)
+        n = strategy.num_replicas_in_sync if strategy else 1
+
+        def part(batch, replica):
+            own = share(batch, replica, n, batch_size) if n > 1 else batch
+            return [share(own, i, accumulate, batch_size // n) for i in range(accumulate)] if accumulate > 1 else [own]
+
+        if strategy:
+            return _on_all_replicas(step, strategy, part)
+        run = compiled(step, jit)
+        return lambda batch: run(part(batch, 0))
+    if backend == "jax" and accumulate == 1:
+        return _jax_step(model, describe, losses_of, optimizer, clip_norm)
     if backend == "jax":
-        return _jax_step(model, losses_of, optimizer)
+        raise ValueError(f"Invalid accumulate. Expected 1 on JAX. Received: accumulate={accumulate}")
     raise ValueError(f"Invalid backend. Expected tensorflow or jax to train. Received: {backend}")
 
 
-def _tensorflow_step(model, losses_of, optimizer):
+def _on_all_replicas(step, strategy, part):
     import tensorflow as tf
 
-    def step(batch):
-        with tf.GradientTape() as tape:
-            losses = losses_of(batch)
-            scaled = optimizer.scale_loss(losses["loss"])
+    def of_replica(batch, context):
+        return tf.nest.map_structure(tf.convert_to_tensor, part(batch, context.replica_id_in_sync_group))
+
+    run = tf.function(lambda parts: strategy.run(step, (parts,)))
+
+    def take_step(batch):
+        parts = strategy.experimental_distribute_values_from_function(lambda context: of_replica(batch, context))
+        return {name: strategy.experimental_local_results(value)[0] for name, value in run(parts).items()}
+
+    return take_step
+
+
+def _tensorflow_step(model, describe, losses_of, optimizer, clip_norm, accumulate):
+    import tensorflow as tf
+
+    def gathered_losses(described):
+        """The losses, and what is minimised: of every replica an equal part of it."""
+        losses = losses_of({name: replicas.gather(value) for name, value in described.items()})
+        scaled, n = optimizer.scale_loss(losses["loss"]), replicas.count()
+        return losses, scaled / n if n > 1 else scaled
+
+    def step(parts):
         variables = [variable.value for variable in model.trainable_variables]
-        optimizer.apply(tape.gradient(scaled, variables), model.trainable_variables)
-        return losses
+        if accumulate > 1:
+            losses, gradients = losses_and_gradients(describe, gathered_losses, parts, variables)
+        else:
+            with tf.GradientTape() as tape:
+                losses, scaled = gathered_losses(describe(parts[0])) if describe else whole(parts[0])
+            gradients = tape.gradient(scaled, variables)
+        n = replicas.count()
+        if clip_norm is not None:
+            # Of the sum over the replicas, which the optimiser makes once more: it gets an equal part of each.
+            gradients = [part / n for part in clipped(replicas.total(*gradients), clip_norm, optimizer.scale_loss(1.0))]
+        elif n > 1 and isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            gradients[0] += replicas.not_a_number_unless(all_finite(gradients))
+        optimizer.apply(gradients, model.trainable_variables)
+        stop = parts[0].get("stop")
+        return losses if stop is None else losses | {"stop": replicas.total(stop)[0]}
+
+    def whole(batch):
+        losses = losses_of(batch)
+        return losses, optimizer.scale_loss(losses["loss"])
 
     return step
 
 
-def _jax_step(model, losses_of, optimizer):
+def clipped(gradients, clip_norm, scale=1.0):
+    """Gradients scaled down where they are, all together, longer than clip_norm.
+
+    Args:
+        gradients: list of float tensors.
+        clip_norm: float > 0.
+        scale: float, factor by which the gradients are too large (`LossScaleOptimizer.scale_loss`).
+
+    Returns:
+        list like `gradients`; not finite where one of them is not.
+
+    Example:
+        >>> [float(g) for g in clipped([ops.convert_to_tensor(3.0), ops.convert_to_tensor(4.0)], 1.0)]
+        [0.6000000238418579, 0.800000011920929]
+    """
+    norm = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))
+    factor = ops.minimum(1.0, clip_norm * scale / norm)
+    return [gradient * factor for gradient in gradients]
+
+
+def all_finite(tensors):
+    """Whether all values of a list of float tensors are finite, a bool tensor."""
+    return ops.all(ops.stack([ops.all(ops.isfinite(tensor)) for tensor in tensors]))
+
+
+def _jax_step(model, describe, losses_of, optimizer, clip_norm):
     import jax
 
     # JAX knows no variables: their values go in and come out.
@@ -56,14 +155,16 @@ def _jax_step(model, losses_of, optimizer):
             *zip(optimizer.variables, slots, strict=True),
         ]
         with keras.StatelessScope(state_mapping=values) as scope:
-            losses = losses_of(batch)
-            scaled = optimizer.scale_loss(losses["loss"])
+            losses = losses_of(describe(batch) if describe else batch)
+            scaled, scale = optimizer.scale_loss(losses["loss"]), optimizer.scale_loss(1.0)
         changed = [scope.get_current_value(variable) for variable in model.non_trainable_variables]
-        return scaled, (losses, changed)
+        return scaled, (losses, changed, scale)
 
     def update(trainable, state, slots, batch):
         gradient = jax.value_and_grad(scaled_loss, has_aux=True)
-        (_, (losses, state)), gradients = gradient(trainable, state, slots, batch)
+        (_, (losses, state, scale)), gradients = gradient(trainable, state, slots, batch)
+        if clip_norm is not None:
+            gradients = clipped(gradients, clip_norm, scale)
         trainable, slots = optimizer.stateless_apply(slots, gradients, trainable)
         return losses, trainable, state, slots
 

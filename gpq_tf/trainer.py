@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import signal
 import time
 import typing
 from concurrent.futures import ThreadPoolExecutor
@@ -13,23 +14,25 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from gpq_tf import convert, curves, heads, measures, model_file, training_state
+from gpq_tf import convert, curves, heads, measures, model_file, stopping, strategies, training_state
 from gpq_tf import settings as settings_module
 from gpq_tf.convert import keras_resnet, mat
 from gpq_tf.data import check_image_size
 from gpq_tf.network import RetrievalModel, find_model, load_model
-from gpq_tf.saves import Saves
+from gpq_tf.saves import Saves, find_last
 from gpq_tf.train_step import make_step
 
 # The first step compiles; the estimate of a run's cost rests on the steps after it.
 ESTIMATE_STEPS = 4
+# settings.resume: the newest save of the run.
+LAST = "last"
 
 
 class Diverged(ArithmeticError):
     """Training met a loss or a weight that is not finite."""
 
 
-def train(settings, data, report=None, progress=None):
+def train(settings, data, report=None, progress=None, strategy=None):
     """Train a model and save it every save_term epochs.
 
     Into `settings.model_save_path` go <head>_<bits>bits_<epoch>.keras (cgd_<D>d_<epoch>.keras), a .json of the same
@@ -40,25 +43,37 @@ def train(settings, data, report=None, progress=None):
     The same settings and data give the same bits, resumed or not; on a GPU TensorFlow's deterministic operations are
     switched on for that.
 
+    With several devices (`settings.strategy`) each takes part of every batch, and losses and batch statistics are those
+    of the whole: the same numbers as on one, up to rounding. With several workers the first of them saves and measures;
+    all read `settings.resume`, so it lies where all find it.
+
+    SIGTERM and Ctrl-C end the run after the step in progress, with a save, <stem>_stopped.keras.
+
     Args:
         settings: gpq_tf.settings.Settings.
         data: gpq_tf.data.RetrievalData; of cgd gpq_tf.data.metric_learning.UnseenClasses.
         report: callable(str), told what a user should know, or None.
         progress: callable(total=int, unit=str) -> a progress bar as tqdm's (update, set_postfix, close), or None.
+        strategy: tf.distribute.Strategy if it has been made from the settings (`strategies.from_settings`), else None.
 
     Returns:
-        (model, path): the trained RetrievalModel, pathlib.Path of its file.
+        (model, path): the trained RetrievalModel, pathlib.Path of its file (None in workers that do not save).
 
     Raises:
         ValueError: if settings and data do not fit.
         Diverged: at a loss that is not finite; what was saved before stays.
         OSError: if a file cannot be written.
+        stopping.LostWorker: if another worker is gone.
+        stopping.Stopped: by SIGTERM or Ctrl-C, once the run is saved.
     """
-    report = report or (lambda line: None)
+    strategy = strategy or strategies.from_settings(settings)
+    is_chief = strategies.is_chief(strategy)
+    report = (report if is_chief else None) or (lambda line: None)
     if settings.resume:
         settings = settings_of_resumed(settings)
     settings, why_scratch = settings_of_start(settings_of_data(settings, data))
     _check(settings, data)
+    strategies.check_batch_size(settings, strategy)
     if settings.tensorboard:
         curves.check_installed()
     _make_deterministic()
@@ -66,30 +81,47 @@ def train(settings, data, report=None, progress=None):
     measure = measures.MEASURES[recipe.PROTOCOL]
     steps_per_epoch = recipe.steps_per_epoch(data, settings)
     total = settings.total_epochs * steps_per_epoch
-    optimizer = _optimizer(recipe, settings, steps_per_epoch)
     fingerprint = data.fingerprint()
-    if settings.resume:
-        model, origin, done = _resumed(settings, optimizer, total, fingerprint)
-    else:
-        model, origin = initial_model(settings)
-        origin += why_scratch
-        done = 0
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        optimizer = make_optimizer(recipe, settings, steps_per_epoch)
+        if settings.resume:
+            model, origin, done = _resumed(settings, optimizer, total, fingerprint)
+        else:
+            model, origin = initial_model(settings)
+            origin += why_scratch
+            done = 0
+        synchronize(model, settings.sync_batch_norm)
+        optimizer.build(model.trainable_variables)
+    strategies.check_equal(strategy, done)
     report(origin)
     rate = recipe.learning_rate(settings, steps_per_epoch)
 
     @functools.cache
     def compiled_step(frozen):
-        def losses_of(batch):
-            return recipe.training_losses(model, batch, settings, frozen)
-
-        return make_step(model, losses_of, optimizer, _use_jit(settings))
+        return make_step(
+            model,
+            lambda described: recipe.compare(model, described, settings),
+            optimizer,
+            _use_jit(settings),
+            describe=lambda batch: recipe.describe(model, batch, settings, frozen),
+            strategy=strategy,
+            batch_size=settings.batch_size,
+            clip_norm=settings.clip_norm,
+            accumulate=settings.accumulate,
+        )
 
     stem = Path(settings.model_save_path) / recipe.file_stem(settings)
     stem.parent.mkdir(parents=True, exist_ok=True)
     saves = Saves(stem, settings, measure.score, done // steps_per_epoch, report)
     about = {"origin": origin, "source": data.source, "data_sha256": fingerprint}
     about |= {"class_names": list(data.class_names), "settings": settings.as_dict()}
-    with _Log(f"{stem}.log.jsonl") as log, _closing(progress, total - done) as bar, _board(settings, stem) as board:
+    log_path = f"{stem}.log.jsonl" if is_chief else os.devnull
+    with (
+        _Log(log_path) as log,
+        _closing(progress if is_chief else None, total - done) as bar,
+        _board(settings, stem) if is_chief else contextlib.nullcontext() as board,
+        stopping.on_request() as request,
+    ):
         log.write(event="start", step=done, origin=origin, source=data.source, settings=settings.as_dict())
         clock = _Clock(total - done, report)
         run = _Run(model, optimizer, settings, data, measure, saves, log, board, report, about)
@@ -97,7 +129,11 @@ def train(settings, data, report=None, progress=None):
         for step, batch in enumerate(batches, done + 1):
             epoch = (step - 1) // steps_per_epoch + 1
             take_step = compiled_step(recipe.is_frozen(settings, epoch))
-            losses = {name: float(value) for name, value in take_step(batch).items()}
+            if strategies.is_several_workers(strategy):
+                batch["stop"] = np.float32(request.signal is not None)
+            with strategies.naming_lost_workers(strategy, saves.last_good):
+                losses = {name: float(value) for name, value in take_step(batch).items()}
+            stop = losses.pop("stop", request.signal is not None)
             if not math.isfinite(losses["loss"]):
                 raise Diverged(_diverged(f"Loss is {losses['loss']} at step {step}", epoch, saves.last_good))
             entry = {
@@ -111,15 +147,19 @@ def train(settings, data, report=None, progress=None):
             if bar is not None:
                 bar.set_postfix({name: f"{value:.4g}" for name, value in entry.items()}, refresh=False)
                 bar.update(1)
-            if step % steps_per_epoch:
-                continue
-            if settings.eval_epoch and epoch % settings.eval_epoch == 0:
+            at_end = step % steps_per_epoch == 0
+            if is_chief and at_end and settings.eval_epoch and epoch % settings.eval_epoch == 0 and not stop:
                 _evaluate(run, step, epoch, losses["loss"])
                 clock.restart()
-            if epoch % settings.save_term == 0 or epoch == settings.total_epochs:
+            if is_chief and at_end and (epoch % settings.save_term == 0 or epoch == settings.total_epochs):
                 _save(run, step, epoch, losses["loss"])
                 clock.restart()
-    return model, saves.last_good
+            elif stop and is_chief:
+                _save_stopped(run, step, epoch)
+            if stop and step < total:
+                path = saves.last_good if is_chief else None
+                raise stopping.Stopped(_stopped(request.signal, step, total, path), request.signal or signal.SIGTERM)
+    return model, saves.last_good if is_chief else None
 
 
 class _Run(typing.NamedTuple):
@@ -168,6 +208,15 @@ def _save(run, step, epoch, loss):
             run.board.usage(step, found.usage)
         run.board.ranked_list(step, **found.answers())
     run.report(f"epoch {epoch}: loss {loss:.4f}, {run.measure.score} of the subset {found.score:.4f}, saved {path}")
+
+
+def _save_stopped(run, step, epoch):
+    """Save the model with what training needs to go on, at once: whoever sends a signal may not wait."""
+    _check_finite(run.model, step, epoch, run.saves.last_good)
+    run.model.record = {"epoch": epoch, "step": step, **run.about}
+    run.model.training_state = training_state.from_optimizer(run.optimizer, step)
+    path = run.saves.save_stopped(run.model)
+    run.log.write(event="stopped", step=step, epoch=epoch, path=str(path))
 
 
 def _drawn_ahead(draw, steps):
@@ -267,7 +316,8 @@ def initial_model(settings):
 def settings_of_resumed(settings):
     """The settings with which a run goes on: those it was saved with, then what is given now.
 
-    A converted checkpoint knows its architecture only; the rest are the present settings.
+    A converted checkpoint knows its architecture only; the rest are the present settings. resume = "last" means the
+    newest save of such a run in model_save_path; without one, a new run.
 
     Args:
         settings: gpq_tf.settings.Settings whose `resume` names a model with a training state.
@@ -278,11 +328,17 @@ def settings_of_resumed(settings):
     Raises:
         ValueError: if there is no such model, or what is given contradicts its architecture.
     """
+    if settings.resume == LAST:
+        last = find_last(Path(settings.model_save_path) / heads.recipe(settings.head).file_stem(settings))
+        settings = settings.completed({"resume": last and str(last)})
+        if last is None:
+            return settings
     _, architecture, record, *_ = model_file.read(find_model(settings.resume))
     fixed = heads.fixed_by(architecture)
     settings_module.check_fixed(settings, fixed, settings.resume)
     before = settings_module.from_dict(record["settings"], settings.resume) if "settings" in record else settings
-    given = {name: getattr(settings, name) for name in settings.given}
+    # On which devices is no part of a run: it may go on on others.
+    given = {name: getattr(settings, name) for name in {*settings.given, "strategy"}}
     return before.completed({"legacy": architecture["legacy"], **given, **fixed}, settings.given | set(fixed))
 
 
@@ -354,12 +410,19 @@ def _assign_all(source_layer, target_layer, source):
         new.assign(old)
 
 
-def _optimizer(recipe, settings, steps_per_epoch):
+def make_optimizer(recipe, settings, steps_per_epoch):
     optimizer = recipe.optimizer(settings, steps_per_epoch)
     if settings.precision == "mixed_float16":
         # 16-bit floats of this kind lose small gradients unless the loss is scaled up.
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
+
+
+def synchronize(model, synchronized):
+    """Have all batch normalisations take their statistics over the replicas, or not."""
+    for layer in model._flatten_layers():
+        if hasattr(layer, "synchronized"):
+            layer.synchronized = synchronized
 
 
 def _use_jit(settings):
@@ -397,6 +460,12 @@ def _diverged(what, epoch, last_good):
         f"{what} (epoch {epoch}); {last}. Try --precision=float32, smaller alpha or beta, smaller lam_1 and lam_2, "
         "or another --init"
     )
+
+
+def _stopped(number, step, total, path):
+    name = stopping.NAMES.get(number, "stopped with another worker")
+    saved = f"saved {path}" if path else "saved by the first worker"
+    return f"{name} after step {step} of {total}; {saved}, --resume={LAST} goes on from there"
 
 
 def _board(settings, stem):

@@ -13,6 +13,11 @@ random_cases = hypothesis.settings(
 )
 
 
+def losses_of_batch(recipe, model, batch, settings, frozen=False):
+    """What a training step minimises, and its parts: the head's `describe` and `compare`."""
+    return recipe.compare(model, recipe.describe(model, batch, settings, frozen), settings)
+
+
 def value_and_gradients(function, inputs, cotangent):
     """function(*inputs) and the gradients of sum(function(*inputs) * cotangent), as numpy arrays."""
     inputs = [np.asarray(values, "float32") for values in inputs]

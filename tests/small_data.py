@@ -1,5 +1,7 @@
 """A CIFAR-like set that a small network learns in seconds: ten colours, with noise."""
 
+import types
+
 import numpy as np
 from PIL import Image
 
@@ -32,3 +34,28 @@ def coloured_folders(root, sizes, side=64):
             for i in range(n):
                 pixels = np.clip(np.array(colour) + rng.normal(0, 40, (side + i, side, 3)), 0, 255).astype("uint8")
                 Image.fromarray(pixels).save(folder / f"{i:03d}{'.png' if i % 2 else '.jpg'}")
+
+
+# Settings of steps on `small_set`.
+SMALL = {
+    "gpq": ["--batch_size=20", "--width_multiplier=0.0625"],
+    "spq": ["--batch_size=16", "--width_multiplier=0.0625"],
+    "cgd": [
+        "--batch_size=16",
+        "--width_multiplier=0.0625",
+        "--n_dim=12",
+        "--image_size=32",
+        "--init=None",
+        "--dataset=image_folders",
+    ],
+}
+
+
+def small_set(head):
+    """What `draw_batch` of a head takes; of cgd 80 images of 36x36 pixels, for windows of 32."""
+    if head != "cgd":
+        return coloured_data(600)
+    images, labels = coloured_images(80)
+    larger = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    train = types.SimpleNamespace(labels=labels, class_names=CLASS_NAMES, side=36, read=larger.__getitem__)
+    return types.SimpleNamespace(train=train)

@@ -15,6 +15,7 @@ from gpq_tf.network import RetrievalModel
 from gpq_tf.train_step import make_step
 
 import golden
+from gradients import losses_of_batch
 
 pytestmark = golden.needs_golden
 
@@ -62,7 +63,7 @@ def batch_of(stored):
 
 def losses_function(model):
     chosen = settings_module.resolve([], "no_such_config.py")
-    return lambda batch: gpq.training_losses(model, batch, chosen)
+    return lambda batch: losses_of_batch(gpq, model, batch, chosen)
 
 
 def gradients(model, batch):

@@ -15,6 +15,7 @@ from gpq_tf.quantizer import soft_assign_l2
 from gpq_tf.train_step import make_step
 
 from golden import worst
+from gradients import losses_of_batch
 
 NARROW = 1 / 64
 
@@ -216,7 +217,7 @@ def test_the_losses_are_the_steps_in_turn(frozen):
     descriptors = [other.describe(view, training=not frozen) for view in views]
     expected = other.head.losses_of(*descriptors, chosen.alpha, chosen.temperature)["loss"]
     before = moving_statistics(model)
-    found = spq.training_losses(model, batch, chosen, frozen)["loss"]
+    found = losses_of_batch(spq, model, batch, chosen, frozen)["loss"]
     # a view compiled differs in the last place from one that is not
     assert float(found) == pytest.approx(float(expected), abs=1e-4)
     after = moving_statistics(model)
@@ -233,7 +234,7 @@ def test_a_step_is_traced_once_and_trains_everything(jit):
 
     def losses_of(batch):
         traces.append(set(batch))
-        return spq.training_losses(model, batch, chosen)
+        return losses_of_batch(spq, model, batch, chosen)
 
     before = [ops.convert_to_numpy(variable) for variable in model.trainable_variables]
     step = make_step(model, losses_of, spq.optimizer(chosen, 3), jit)

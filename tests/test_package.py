@@ -18,7 +18,9 @@ TREES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for p
 # A module imports only what stands left of it (or beside it, in the same folder).
 ORDER = [
     "files",
+    "stopping",
     "settings",
+    "replicas",
     "ops",
     "data",
     "augment",
@@ -41,6 +43,8 @@ ORDER = [
     "convert",
     "visualize",
     "curves",
+    "strategies",
+    "accumulation",
     "train_step",
     "saves",
     "trainer",
@@ -52,7 +56,17 @@ ORDER = [
     "app",
 ]
 # Where TensorFlow itself is called; everything else is keras.ops. (`__main__` imports it to keep it quiet.)
-MAY_IMPORT_TENSORFLOW = ("data/", "convert/", "ops.py", "train_step.py", "trainer.py", "__main__.py")
+MAY_IMPORT_TENSORFLOW = (
+    "data/",
+    "convert/",
+    "ops.py",
+    "replicas.py",
+    "strategies.py",
+    "accumulation.py",
+    "train_step.py",
+    "trainer.py",
+    "__main__.py",
+)
 
 
 def run(program):

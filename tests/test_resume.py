@@ -100,11 +100,11 @@ def test_saves_of_before_count(tmp_path, data, monkeypatch):
     trainer.train(chosen, data)
     assert sorted(file.stem for file in tmp_path.glob("*.keras")) == ["gpq_48bits_3", "gpq_48bits_4"]
 
-    def nan(model, batch, given, frozen):
+    def nan(model, described, given):
         loss = keras.ops.sum(model.head.prototypes) * float("nan")
         return {"loss": loss, "hash": loss, "cls": loss, "ent": loss}
 
-    monkeypatch.setattr(gpq, "training_losses", nan)
+    monkeypatch.setattr(gpq, "compare", nan)
     with pytest.raises(trainer.Diverged, match=r"the last good model is .*gpq_48bits_4.keras"):
         trainer.train(settings(tmp_path, resume=tmp_path / "gpq_48bits_4.keras", total_epochs=5), data)
 
@@ -182,15 +182,16 @@ def test_a_checkpoint_without_all_slots_has_no_training_state(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_runs_end_in_the_same_bits(tmp_path):
+@pytest.mark.parametrize("head", ["gpq", "spq", "cgd"])
+def test_killed_runs_end_in_the_same_bits(tmp_path, head):
     """The campaign of benchmarks/kill_resume.py, shortened: three processes killed at random moments."""
     script = Path(__file__).parents[1] / "benchmarks" / "kill_resume.py"
     out = tmp_path / "result.json"
-    command = [sys.executable, str(script), "--kills=3", "--epochs=8", f"--out={out}"]
+    command = [sys.executable, str(script), f"--head={head}", "--kills=3", "--epochs=8", f"--out={out}"]
     subprocess.run(command, check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
     result = json.loads(out.read_text())
     assert result["kills"] >= 1
-    assert result["steps"] == 32
+    assert result["steps"] == {"gpq": 32, "spq": 8 * 40, "cgd": 8 * 5}[head]
     assert result["weights_equal"]
     assert result["optimiser_equal"]
     assert result["losses_equal"]

@@ -17,6 +17,8 @@ from gpq_tf.data import metric_learning
 from gpq_tf.heads import cgd
 from gpq_tf.metrics import recall_at_k
 
+from gradients import losses_of_batch
+
 NO_FILE = "no_such_config.py"
 # Folders of classes: so many of them, and images of each.
 TRAIN, TEST = (10, 12), (8, 10)
@@ -213,7 +215,7 @@ def test_the_losses_are_those_of_the_head(folders, data, auxiliary):
             for image, flip, (row, column) in zip(batch["images"], batch["flips"], batch["offsets"], strict=True)
         ]
     )
-    found = cgd.training_losses(model, batch, chosen)
+    found = losses_of_batch(cgd, model, batch, chosen)
     features = model.backbone(cgd.preprocess(windows), training=True)
     logits = model.head.first_descriptor_logits(features) if auxiliary else None
     expected = model.head.losses_of(model.head(features), batch["labels"], logits, 0.3, 0.7, 0.2)

@@ -174,13 +174,13 @@ def test_a_loaded_model_gives_the_bits_of_the_trained_one(run, data):
 def test_again_and_resumed_it_ends_in_the_same_bits(run, tmp_path, data, monkeypatch):
     """The rates of the first ten epochs are the same for any number of epochs."""
     folder, _, _, _ = run
-    traces, training_losses = [], spq.training_losses
+    traces, describe = [], spq.describe
 
     def counted(*arguments):
         traces.append(arguments[-1])
-        return training_losses(*arguments)
+        return describe(*arguments)
 
-    monkeypatch.setattr(spq, "training_losses", counted)
+    monkeypatch.setattr(spq, "describe", counted)
     train(settings(tmp_path / "again", total_epochs=2, n_DB=50), data)
     check_equal(tmp_path / "again" / "spq_16bits_2.keras", folder / "spq_16bits_2.keras")
     assert traces == [False]  # 20 steps, traced once

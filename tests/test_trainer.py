@@ -148,7 +148,7 @@ def test_a_start_that_was_asked_for_and_is_absent_is_an_error(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(gpq, "training_losses", _nan_from(gpq.training_losses, step=5))
+    monkeypatch.setattr(gpq, "compare", _nan_from(gpq.compare, step=5))
     with pytest.raises(trainer.Diverged) as caught:
         trainer.train(settings(tmp_path, total_epochs=4, save_term=2), data)
     message = str(caught.value)
@@ -159,11 +159,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(tmp_pa
     assert [file.name for file in tmp_path.glob("*.keras")] == ["gpq_48bits_2.keras"]
 
 
-def _nan_from(training_losses, step):
+def _nan_from(compare, step):
     """The losses, times NaN as soon as batch normalisation has been updated so many times (two a step)."""
 
-    def broken(model, batch, chosen, frozen):
-        losses = training_losses(model, batch, chosen, frozen)
+    def broken(model, described, chosen):
+        losses = compare(model, described, chosen)
         updates = model.backbone.normalizations[0].local_step
         factor = keras.ops.where(updates >= 2 * step, float("nan"), 1.0)
         return {**losses, "loss": losses["loss"] * factor}
@@ -172,12 +172,12 @@ def _nan_from(training_losses, step):
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, data, monkeypatch):
-    def poison(model, batch, chosen, frozen):
+    def poison(model, described, chosen):
         model.backbone.normalizations[0].moving_mean.assign(model.backbone.normalizations[0].moving_mean * float("nan"))
         zero = 0.0 * keras.ops.sum(model.head.prototypes)
         return {"loss": zero, "hash": zero, "cls": zero, "ent": zero}
 
-    monkeypatch.setattr(gpq, "training_losses", poison)
+    monkeypatch.setattr(gpq, "compare", poison)
     with pytest.raises(trainer.Diverged, match=r"moving_mean is not finite after step 2 .epoch 1.; no model was saved"):
         trainer.train(settings(tmp_path), data)
     assert not list(tmp_path.glob("*.keras"))

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from gpq_tf import replicas
 from gpq_tf.ops import batch_normalize
 
 
@@ -17,7 +18,8 @@ class BatchNormalization(keras.layers.Layer):
         moving_variance <- moving_variance - (1 - momentum) * (moving_variance - v * n / (n - 1))
 
     Keras's own layer keeps v instead of v * n / (n - 1). Inference uses moving_mean and moving_variance alone.
-    Statistics are float32 whatever the precision.
+    Statistics are float32 whatever the precision. In a distributed step they are those of all replicas' images, unless
+    `synchronized` is set to False: then each replica normalises by its own, and the moving ones take their mean.
 
     Args:
         momentum: float in (0, 1), weight of the past (PyTorch's "momentum" is the weight of the present).
@@ -30,6 +32,7 @@ class BatchNormalization(keras.layers.Layer):
     def __init__(self, momentum=0.9, epsilon=1e-5, **kwargs):
         super().__init__(**kwargs)
         self.momentum, self.epsilon = momentum, epsilon
+        self.synchronized = True
 
     def build(self, input_shape):
         channels = (input_shape[-1],)
@@ -41,12 +44,20 @@ class BatchNormalization(keras.layers.Layer):
     def _add(self, name, shape, initializer, trainable):
         # autocast=False: in mixed precision these must not be read in 16 bits
         return self.add_weight(
-            name=name, shape=shape, initializer=initializer, trainable=trainable, dtype="float32", autocast=False
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            trainable=trainable,
+            dtype="float32",
+            autocast=False,
+            aggregation="none" if trainable else "only_first_replica",  # all replicas assign the same
         )
 
     def call(self, x, training=False):
         if training:
-            y, mean, variance = batch_normalize(x, self.gamma, self.beta, self.epsilon)
+            y, mean, variance = batch_normalize(x, self.gamma, self.beta, self.epsilon, self.synchronized)
+            if not self.synchronized:
+                mean, variance = replicas.mean(mean, variance)
             self._update(ops.stop_gradient(mean), ops.stop_gradient(variance))
             return y
         scale, shift = self.inference_scale_and_shift()

@@ -15,7 +15,7 @@ and the recipe of its training:
 
     PROTOCOL                         how an image set is split: what `data.load_for` takes
     file_stem(settings), steps_per_epoch(data, settings), draw_batch(data, settings, step),
-    training_losses(model, batch, settings, frozen), is_frozen(settings, epoch),
+    describe(model, batch, settings, frozen), compare(model, described, settings), is_frozen(settings, epoch),
     learning_rate(settings, steps_per_epoch), optimizer(settings, steps_per_epoch)
 """
 

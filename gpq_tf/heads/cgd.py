@@ -420,18 +420,27 @@ def is_frozen(settings, epoch):
     return False
 
 
-def training_losses(model, batch, settings, frozen=False):
-    """Losses of one batch of `draw_batch`, in training mode: cut a window, describe, compare.
+def describe(model, batch, settings, frozen=False):
+    """The descriptors of one batch of `draw_batch`, in training mode: of a window of each image.
 
     Returns:
-        dict of float scalars, see `CGDHead.losses_of`.
+        dict: embeddings, float32 (B, D); labels, int (B,); and with the auxiliary loss logits, float32 (B, C).
     """
     size = settings.image_size
     images = window.crop_and_flip(batch["images"], batch["flips"], batch["offsets"], size, size)
     features = model.backbone(preprocess(images), training=True)
-    logits = model.head.first_descriptor_logits(features) if settings.auxiliary else None
+    logits = {"logits": model.head.first_descriptor_logits(features)} if settings.auxiliary else {}
+    return {"embeddings": model.head(features), "labels": batch["labels"], **logits}
+
+
+def compare(model, described, settings):
+    """The losses of what `describe` returned.
+
+    Returns:
+        dict of float scalars, see `CGDHead.losses_of`.
+    """
     weights = {name: getattr(settings, name) for name in ("margin", "temperature", "smoothing", "alpha")}
-    return model.head.losses_of(model.head(features), batch["labels"], logits, **weights)
+    return model.head.losses_of(**described, **weights)
 
 
 def learning_rate(settings, steps_per_epoch):

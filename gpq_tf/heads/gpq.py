@@ -217,21 +217,30 @@ def is_frozen(settings, epoch):
     return False
 
 
-def training_losses(model, batch, settings, frozen=False):
-    """Losses of one batch of `draw_batch`, in training mode: augment, describe, compare.
+def describe(model, batch, settings, frozen=False):
+    """The descriptors of one batch of `draw_batch`, in training mode.
 
     The labelled and the unlabelled half are normalised each by its own statistics, and each updates the moving ones,
     labelled first.
 
     Returns:
-        dict of float scalars, see `GPQHead.losses_of`.
+        dict: labelled, unlabelled, float32 (B, D), raw; labels, int (B,).
     """
     images = augment.flip_and_crop(preprocess(batch["images"]), batch["flips"], batch["offsets"])
     size = batch["labels"].shape[0]
     labelled = model.describe(images[:size], training=True)
     unlabelled = model.describe(images[size:], training=True)
+    return {"labelled": labelled, "unlabelled": unlabelled, "labels": batch["labels"]}
+
+
+def compare(model, described, settings):
+    """The losses of what `describe` returned.
+
+    Returns:
+        dict of float scalars, see `GPQHead.losses_of`.
+    """
     weights = {name: getattr(settings, name) for name in ("alpha", "beta", "lam_1", "lam_2")}
-    return model.head.losses_of(labelled, batch["labels"], unlabelled, **weights)
+    return model.head.losses_of(described["labelled"], described["labels"], described["unlabelled"], **weights)
 
 
 def learning_rate(settings=None, steps_per_epoch=None):

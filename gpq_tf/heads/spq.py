@@ -180,19 +180,27 @@ def is_frozen(settings, epoch):
     return settings.legacy and bool(settings.eval_epoch) and epoch > settings.eval_epoch
 
 
-def training_losses(model, batch, settings, frozen=False):
-    """The loss of one batch of `draw_batch`: two views, each through the network by itself, and their contrast.
+def describe(model, batch, settings, frozen=False):
+    """The descriptors of the two views of one batch of `draw_batch`, each through the network by itself.
 
     Each view is normalised by its own statistics and updates the moving ones, the first view first; when frozen, both
     are normalised by the moving ones, which stay.
 
     Returns:
-        dict of float scalars, see `SPQHead.losses_of`.
+        dict: first, second, float32 (B, D).
     """
     images = preprocess(batch["images"])
-    views = [_views(settings.augment)(images, batch[view]) for view in ("first", "second")]
-    descriptors = [model.describe(view, training=not frozen) for view in views]
-    return model.head.losses_of(*descriptors, settings.alpha, settings.temperature)
+    views = {view: _views(settings.augment)(images, batch[view]) for view in ("first", "second")}
+    return {name: model.describe(view, training=not frozen) for name, view in views.items()}
+
+
+def compare(model, described, settings):
+    """The contrast of what `describe` returned.
+
+    Returns:
+        dict of float scalars, see `SPQHead.losses_of`.
+    """
+    return model.head.losses_of(described["first"], described["second"], settings.alpha, settings.temperature)
 
 
 @functools.cache

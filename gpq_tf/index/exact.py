@@ -67,7 +67,7 @@ def nearest(codebook, metric, rows, packed, queries, k):
         sums = (_compiled_sums if compile_it else _numpy_sums)(table, packed)
         n_queries = inside.stop - inside.start
 
-        def fill(best, at, first=0, last=len(rows)):
+        def fill(best, at, first=0, last=None):
             part = rows[first:last]
             no_ceiling = np.full(n_queries, np.inf, np.float32)
             for ceiling in (_ceiling(part, sums, size, n_queries, k), no_ceiling):

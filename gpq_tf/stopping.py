@@ -1,0 +1,59 @@
+"""Why training ends before its time: Ctrl-C or SIGTERM, after a save, or another worker that is gone."""
+
+import contextlib
+import signal
+import threading
+
+NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+class Stopped(Exception):
+    """A run was stopped by a signal, and saved.
+
+    Attributes:
+        signal: int, its number; a command's exit status is 128 more, as shells have it.
+    """
+
+    def __init__(self, message, number):
+        super().__init__(message)
+        self.signal = int(number)
+
+
+class LostWorker(ConnectionError):
+    """Another worker is gone, so that a step cannot end."""
+
+
+class Request:
+    """The signal that has come, or None."""
+
+    signal = None
+
+
+@contextlib.contextmanager
+def on_request():
+    """Within it the first SIGINT or SIGTERM is noted; a second one acts as ever. Clusters send SIGTERM beforehand.
+
+    Only a process's main thread may do so; in another thread nothing is noted.
+
+    Yields:
+        Request.
+    """
+    request = Request()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def note(number, frame):
+        request.signal = number
+        restore()
+
+    before = {number: signal.signal(number, note) for number in NAMES}
+
+    def restore():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    try:
+        yield request
+    finally:
+        restore()

@@ -1,0 +1,176 @@
+"""Which devices train together: a tf.distribute strategy from the settings, and what it means for a step's batch."""
+
+import contextlib
+import json
+import os
+
+import keras
+import numpy as np
+
+from gpq_tf.stopping import LostWorker
+
+NAMES = ("auto", "one", "mirrored", "multiworker")
+# What a step draws once for all images, by the keys of its batch.
+_OF_THE_BATCH = ("jitter_order", "stop")
+
+
+def from_settings(settings):
+    """The strategy that `settings.strategy` names.
+
+    "auto" is multiworker where TF_CONFIG names several workers, mirrored where this machine has several GPUs, else one.
+    TensorFlow joins the workers when it starts: with several this comes before everything else that uses it.
+
+    Args:
+        settings: gpq_tf.settings.Settings.
+
+    Returns:
+        tf.distribute.Strategy, or None for one device.
+
+    Raises:
+        ValueError: if there is only one device to mirror on, TF_CONFIG names no workers, or the backend is not
+            TensorFlow.
+    """
+    name = settings.strategy
+    if keras.backend.backend() != "tensorflow":
+        if name not in ("auto", "one"):
+            raise ValueError(f"Invalid strategy. Expected auto or one, without TensorFlow. Received: strategy={name}")
+        return None
+    n_workers = len(_workers())
+    if name == "multiworker" and not n_workers:
+        raise ValueError(
+            "Invalid TF_CONFIG. Expected a cluster with workers and a task, with strategy=multiworker. "
+            f"Received: {os.environ.get('TF_CONFIG') or 'none'}"
+        )
+    import tensorflow as tf
+
+    if name == "multiworker" or (name == "auto" and n_workers > 1):
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    else:
+        devices = _devices_to_mirror_on(name)
+        strategy = tf.distribute.MirroredStrategy(devices) if devices else None
+    return strategy
+
+
+def _devices_to_mirror_on(name):
+    import tensorflow as tf
+
+    devices = [device.name for device in tf.config.list_logical_devices("GPU")]
+    if name == "auto":
+        return devices if len(devices) > 1 else []
+    if name == "one":
+        return []
+    devices = devices or [device.name for device in tf.config.list_logical_devices("CPU")]
+    if len(devices) < 2:
+        raise ValueError(f"Invalid strategy. Expected one with a single device, {devices[0]}. Received: mirrored")
+    return devices
+
+
+def _workers():
+    """The addresses of the workers that TF_CONFIG names, a list."""
+    text = os.environ.get("TF_CONFIG") or "{}"
+    try:
+        cluster = json.loads(text).get("cluster", {})
+        return [*cluster.get("chief", []), *cluster.get("worker", [])]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"Invalid TF_CONFIG. Expected JSON with a cluster and a task. Received: {text}") from error
+
+
+def check_batch_size(settings, strategy):
+    """Refuse a batch that cannot be divided evenly.
+
+    Raises:
+        ValueError: if batch_size is not a multiple of the replicas' number times `settings.accumulate`.
+    """
+    n_replicas, n_parts = strategy.num_replicas_in_sync if strategy else 1, settings.accumulate
+    if settings.batch_size % (n_replicas * n_parts):
+        raise ValueError(
+            f"Invalid batch_size. Expected a multiple of {n_replicas * n_parts}: {n_replicas} replicas, "
+            f"accumulate={n_parts}. Received: batch_size={settings.batch_size}"
+        )
+
+
+def is_several_workers(strategy):
+    """Whether other processes take part."""
+    resolver = getattr(strategy, "cluster_resolver", None)
+    return resolver is not None and bool(resolver.task_type)
+
+
+def is_chief(strategy):
+    """Whether this process measures, reports and saves: with several workers one of them does."""
+    if not is_several_workers(strategy):
+        return True
+    resolver = strategy.cluster_resolver
+    has_chief = "chief" in resolver.cluster_spec().as_dict()
+    return resolver.task_type == "chief" if has_chief else resolver.task_id == 0
+
+
+def check_equal(strategy, step):
+    """Refuse workers that do not begin with the same step: one of them has not found the save of the others.
+
+    Raises:
+        ValueError: if their steps differ.
+    """
+    if not is_several_workers(strategy):
+        return
+    import tensorflow as tf
+
+    def sums():
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.constant([step, step**2], tf.float64))
+
+    with naming_lost_workers(strategy, None):
+        total, squares = strategy.experimental_local_results(tf.function(lambda: strategy.run(sums))())[0].numpy()
+    n = strategy.num_replicas_in_sync
+    if n * squares != total**2:  # Cauchy and Schwarz: equal only where all steps are
+        raise ValueError(
+            f"Invalid resume. Expected all workers to go on from the same step. Received: {step} here, "
+            f"{(total - step) / (n - 1):g} elsewhere on average; does every worker see model_save_path?"
+        )
+
+
+@contextlib.contextmanager
+def naming_lost_workers(strategy, last_good):
+    """Within it TensorFlow's errors about a worker that is gone become one line."""
+    if not is_several_workers(strategy):
+        yield
+        return
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        saved = f"the last save is {last_good}; " if last_good else ""
+        raise LostWorker(
+            f"Lost another worker in a step; {saved}start all workers again, with --resume=last, to go on"
+        ) from error
+
+
+def share(batch, index, n_replicas, batch_size):
+    """One replica's part of a batch.
+
+    A batch may stack several sets of batch_size images, such as labelled and unlabelled ones; of each the replica gets
+    its part, so that the parts of all replicas, gathered, are in the order of the batch.
+
+    Args:
+        batch: dict of numpy arrays, or of such dicts, whose rows belong to images unless drawn for the whole batch.
+        index: int, of the replica.
+        n_replicas: int, divides batch_size.
+        batch_size: int.
+
+    Returns:
+        dict like `batch`.
+
+    Example:
+        >>> share({"images": np.arange(8)}, 1, 2, batch_size=4)["images"]
+        array([2, 3, 6, 7])
+    """
+    parts = {}
+    for name, value in batch.items():
+        if isinstance(value, dict):
+            parts[name] = share(value, index, n_replicas, batch_size)
+        elif name in _OF_THE_BATCH:
+            parts[name] = value
+        else:
+            shape = (-1, n_replicas, batch_size // n_replicas, *value.shape[1:])
+            parts[name] = np.reshape(value.reshape(shape)[:, index], (-1, *value.shape[1:]))
+    return parts

@@ -1,0 +1,208 @@
+"""Several devices compute what one computes: losses, gradients, weights; and what cannot be shared is refused."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpq_tf import settings as settings_module
+from gpq_tf import strategies
+
+from gradients import random_cases
+
+PROGRAM = Path(__file__).with_name("replica_program.py")
+# One is quick to say whether something is amiss.
+HEADS = (pytest.param("gpq", marks=pytest.mark.slow), "spq", pytest.param("cgd", marks=pytest.mark.slow))
+
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="strategies are TensorFlow's")
+
+
+def environment(**more):
+    path = os.pathsep.join([str(PROGRAM.parent), str(PROGRAM.parents[1])])
+    return {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", **more}
+
+
+def start(out, head, strategy, *more, **variables):
+    command = [sys.executable, str(PROGRAM), str(out), f"--head={head}", f"--strategy={strategy}", *more]
+    return subprocess.Popen(
+        command, env=environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def results(processes):
+    """What each process (path of its file -> Popen) wrote."""
+    for process in processes.values():
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output[-3000:]
+    return [dict(np.load(path)) for path in processes]
+
+
+def run(folder, head, strategy, *more):
+    path = folder / f"{head}_{strategy}{len(more)}.npz"
+    return results({path: start(path, head, strategy, *more)})[0]
+
+
+def run_workers(folder, head):
+    """Two worker processes that meet on this machine."""
+    ports = []
+    for _ in range(2):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            ports.append(listener.getsockname()[1])
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    processes = {}
+    for index in range(2):
+        path = folder / f"{head}_worker{index}.npz"
+        config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+        processes[path] = start(path, head, "multiworker", TF_CONFIG=config)
+    return results(processes)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tmp_path_factory):
+    folder, found = tmp_path_factory.mktemp("one"), {}
+
+    def of(head, *more):
+        if (head, more) not in found:
+            found[head, more] = run(folder, head, "one", *more)
+        return found[head, more]
+
+    return of
+
+
+# Batch normalisation takes away what was added before it: GPQ's biases there have no gradient but rounding.
+NOISE = re.compile(r"conv_\d_\d_bias")
+
+
+def check_equal(alone, together, names=None):
+    """Equal up to the rounding of float32 sums in another order, over images of 32x32 pixels and a batch."""
+    assert (alone["replicas"], together["replicas"]) == (1, 2)
+    assert set(alone) == set(together)
+    names = [name for name in names or alone if name != "replicas" and not NOISE.search(name)]
+    assert len(names) > 40
+    for name in names:
+        # Rounding grows from step to step, as ReLUs switch.
+        atol = np.abs(alone[name]).max() * (1e-4 if "/0/" in name else 5e-4)
+        np.testing.assert_allclose(together[name], alone[name], rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_two_devices_compute_what_one_computes(tmp_path, on_one_device, head):
+    check_equal(on_one_device(head), run(tmp_path, head, "mirrored"))
+
+
+@pytest.mark.slow
+def test_the_optimisers_of_training_get_the_same_gradients(tmp_path, on_one_device, monkeypatch):
+    monkeypatch.setenv("OWN_OPTIMIZER", "1")
+    alone, together = (run(tmp_path, "gpq", strategy) for strategy in ("one", "mirrored"))
+    check_equal(alone, together, [name for name in alone if name.startswith(("slot/0/", "loss/"))])
+    # Adam's step is as long as its rate, whatever the gradient's length.
+    for name in (
+        name for name in alone if name.startswith("weight/") and "moving" not in name and "biased" not in name
+    ):
+        assert np.abs(together[name] - alone[name]).max() < 5 * 2 * 2e-4, name
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_two_workers_compute_what_one_computes(tmp_path, on_one_device, head):
+    first, second = run_workers(tmp_path, head)
+    check_equal(on_one_device(head), first)
+    for name, value in first.items():
+        np.testing.assert_array_equal(second[name], value, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_gradient_is_clipped_as_a_whole(tmp_path, on_one_device):
+    limit = "--clip_norm=0.01"
+    alone = on_one_device("gpq", limit)
+    check_equal(alone, run(tmp_path, "gpq", "mirrored", limit))
+    # After the first step the momentum is minus the gradient, times the rate.
+    slots = [value for name, value in alone.items() if name.startswith("slot/0/") and name.endswith("_momentum")]
+    assert np.sqrt(sum(np.square(slot, dtype="float64").sum() for slot in slots)) == pytest.approx(1e-4, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_batch_statistics_of_each_device_alone_differ(tmp_path, on_one_device):
+    apart = run(tmp_path, "spq", "mirrored", "--sync_batch_norm=False")
+    with pytest.raises(AssertionError):
+        check_equal(on_one_device("spq"), apart)
+    assert apart["loss/4/loss"] == pytest.approx(on_one_device("spq")["loss/4/loss"], rel=0.2)
+
+
+@pytest.mark.slow
+def test_parts_one_after_the_other_are_devices_that_normalise_by_themselves(tmp_path, on_one_device):
+    apart = run(tmp_path, "spq", "mirrored", "--sync_batch_norm=False")
+    in_turn = on_one_device("spq", "--accumulate=2")
+    moving = [name for name in apart if "moving" in name]  # devices take a mean, parts one step after the other
+    assert moving
+    for name in [*moving, "descriptors"]:
+        del apart[name]
+    check_equal({name: in_turn[name] for name in [*apart]}, apart)
+
+
+# --- parts of a batch
+
+
+@random_cases
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.integers(0, 2))
+def test_parts_gathered_are_the_batch(n_replicas, size, n_sets, n_axes):
+    batch_size = n_replicas * size
+    shape = (n_sets * batch_size, *[2] * n_axes)
+    batch = {"images": np.arange(np.prod(shape)).reshape(shape), "view": {"flips": np.arange(batch_size)}}
+    parts = [strategies.share(batch, index, n_replicas, batch_size) for index in range(n_replicas)]
+    sets = [[part["images"][i * size : (i + 1) * size] for part in parts] for i in range(n_sets)]
+    np.testing.assert_array_equal(np.concatenate([np.concatenate(part) for part in sets]), batch["images"])
+    np.testing.assert_array_equal(np.concatenate([part["view"]["flips"] for part in parts]), batch["view"]["flips"])
+
+
+def test_what_is_drawn_for_the_batch_is_everyones():
+    order = np.arange(4)
+    assert strategies.share({"jitter_order": order}, 1, 2, batch_size=4)["jitter_order"] is order
+
+
+# --- the choice
+
+
+def chosen(*given):
+    return settings_module.resolve(given, "no config.py")
+
+
+def test_one_device_needs_no_strategy(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    for name in ("auto", "one"):
+        assert strategies.from_settings(chosen(f"--strategy={name}")) is None
+    assert strategies.is_chief(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("mirrored", None, "Invalid strategy. Expected one with a single device"),
+        ("multiworker", None, "Invalid TF_CONFIG. Expected a cluster with workers and a task"),
+        ("multiworker", '{"cluster": {}}', 'Received: {"cluster": {}}'),
+        ("auto", "{", "Invalid TF_CONFIG. Expected JSON with a cluster and a task. Received: {"),
+        ("auto", "[1]", "Invalid TF_CONFIG. Expected JSON"),
+    ],
+)
+def test_what_cannot_be_is_named(monkeypatch, name, config, message):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if config:
+        monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(ValueError) as error:
+        strategies.from_settings(chosen(f"--strategy={name}"))
+    assert message in str(error.value)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    process = start(tmp_path / "out.npz", "gpq", "mirrored", "--batch_size=21")
+    output, _ = process.communicate(timeout=300)
+    assert "Invalid batch_size. Expected a multiple of 2: 2 replicas, accumulate=1. Received: batch_size=21" in output
