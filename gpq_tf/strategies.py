@@ -9,7 +9,6 @@ import numpy as np
 
 from gpq_tf.stopping import LostWorker
 
-NAMES = ("auto", "one", "mirrored", "multiworker")
 # What a step draws once for all images, by the keys of its batch.
 _OF_THE_BATCH = ("jitter_order", "stop")
 
@@ -69,10 +68,17 @@ def _workers():
     """The addresses of the workers that TF_CONFIG names, a list."""
     text = os.environ.get("TF_CONFIG") or "{}"
     try:
-        cluster = json.loads(text).get("cluster", {})
-        return [*cluster.get("chief", []), *cluster.get("worker", [])]
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"Invalid TF_CONFIG. Expected JSON with a cluster and a task. Received: {text}") from error
+        config = json.loads(text)
+        cluster = config.get("cluster", {})
+        workers = [*cluster.get("chief", []), *cluster.get("worker", [])]
+        if workers:
+            cluster[config["task"]["type"]][config["task"]["index"]]  # one that is there
+        return workers
+    except (ValueError, AttributeError, TypeError, LookupError) as error:
+        raise ValueError(
+            "Invalid TF_CONFIG. Expected JSON with a cluster and a task, the type and index of one of its workers. "
+            f"Received: {text}"
+        ) from error
 
 
 def check_batch_size(settings, strategy):

@@ -90,7 +90,8 @@ def train(settings, data, report=None, progress=None, strategy=None):
             model, origin = initial_model(settings)
             origin += why_scratch
             done = 0
-        synchronize(model, settings.sync_batch_norm)
+        if strategy:
+            synchronize(model, settings.sync_batch_norm)
         optimizer.build(model.trainable_variables)
     strategies.check_equal(strategy, done)
     report(origin)

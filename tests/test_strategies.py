@@ -191,6 +191,8 @@ def test_one_device_needs_no_strategy(monkeypatch):
         ("multiworker", '{"cluster": {}}', 'Received: {"cluster": {}}'),
         ("auto", "{", "Invalid TF_CONFIG. Expected JSON with a cluster and a task. Received: {"),
         ("auto", "[1]", "Invalid TF_CONFIG. Expected JSON"),
+        ("auto", '{"cluster": {"worker": ["a:1", "b:2"]}}', "Expected JSON with a cluster and a task"),
+        ("auto", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "of one of its workers"),
     ],
 )
 def test_what_cannot_be_is_named(monkeypatch, name, config, message):

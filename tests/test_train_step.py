@@ -1,0 +1,46 @@
+"""The step of every head: XLA compiles the whole of it, once, and it computes the same."""
+
+import keras
+import pytest
+
+from gpq_tf import heads
+from gpq_tf import settings as settings_module
+from gpq_tf.network import RetrievalModel
+from gpq_tf.train_step import make_step
+
+from small_data import SMALL, small_set
+
+N_STEP = 4
+
+
+def losses_of_steps(head, jit):
+    """(losses of each step, how often the step was traced)"""
+    chosen, recipe = settings_module.resolve([f"--head={head}", *SMALL[head]], "no config.py"), heads.recipe(head)
+    model, data, traces = RetrievalModel(**heads.architecture_of(chosen)), small_set(head), []
+
+    def compare(described):
+        traces.append(set(described))
+        return recipe.compare(model, described, chosen)
+
+    step = make_step(
+        model,
+        compare,
+        recipe.optimizer(chosen, 10),
+        jit,
+        describe=lambda batch: recipe.describe(model, batch, chosen),
+    )
+    found = [step(recipe.draw_batch(data, chosen, number)) for number in range(N_STEP)]
+    return [{name: float(value) for name, value in losses.items()} for losses in found], len(traces)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="jit_compile is TensorFlow's; on JAX all is XLA")
+@pytest.mark.parametrize("head", ["gpq", "spq", "cgd"])
+def test_the_whole_step_compiles_once_and_computes_the_same(head):
+    plain, n_plain = losses_of_steps(head, jit=False)
+    compiled, n_compiled = losses_of_steps(head, jit=True)
+    assert (n_plain, n_compiled) == (1, 1)
+    for step, (ours, theirs) in enumerate(zip(compiled, plain, strict=True)):
+        # Adam makes whole steps of gradients that are nothing but rounding, so that later losses differ more.
+        assert ours == pytest.approx(theirs, rel=1e-4 if step == 0 else 2e-2, abs=1e-3), step
+    assert plain[0] != plain[-1]
