@@ -16,7 +16,9 @@ _OF_THE_BATCH = ("jitter_order", "stop")
 def from_settings(settings):
     """The strategy that `settings.strategy` names.
 
-    "auto" is multiworker where TF_CONFIG names several workers, mirrored where this machine has several GPUs, else one.
+    "auto" is multiworker where TF_CONFIG names several workers, mirrored where this machine has several GPUs (as many of
+    them as can share a batch evenly), else one.
+
     TensorFlow joins the workers when it starts: with several this comes before everything else that uses it.
 
     Args:
@@ -45,23 +47,41 @@ def from_settings(settings):
     if name == "multiworker" or (name == "auto" and n_workers > 1):
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     else:
-        devices = _devices_to_mirror_on(name)
+        devices = _devices_to_mirror_on(name, settings)
         strategy = tf.distribute.MirroredStrategy(devices) if devices else None
     return strategy
 
 
-def _devices_to_mirror_on(name):
+def _devices_to_mirror_on(name, settings):
     import tensorflow as tf
 
     devices = [device.name for device in tf.config.list_logical_devices("GPU")]
     if name == "auto":
-        return devices if len(devices) > 1 else []
+        n = most_that_share(len(devices), settings.batch_size // settings.accumulate)
+        return devices[:n] if n > 1 else []
     if name == "one":
         return []
     devices = devices or [device.name for device in tf.config.list_logical_devices("CPU")]
     if len(devices) < 2:
         raise ValueError(f"Invalid strategy. Expected one with a single device, {devices[0]}. Received: mirrored")
     return devices
+
+
+def most_that_share(n_device, batch_size):
+    """The largest number of devices, up to n_device, that divides batch_size; 0 of 0.
+
+    Example:
+        >>> most_that_share(8, 500), most_that_share(4, 500)
+        (5, 4)
+    """
+    return max((n for n in range(1, n_device + 1) if batch_size % n == 0), default=0)
+
+
+def describe(strategy):
+    """One line for the user: what takes part."""
+    return f"{strategy.num_replicas_in_sync} devices: {', '.join(strategy.extended.worker_devices)}" + (
+        " and those of the other workers" if is_several_workers(strategy) else ""
+    )
 
 
 def _workers():

@@ -95,6 +95,8 @@ def train(settings, data, report=None, progress=None, strategy=None):
         optimizer.build(model.trainable_variables)
     strategies.check_equal(strategy, done)
     report(origin)
+    if strategy:
+        report(strategies.describe(strategy))
     rate = recipe.learning_rate(settings, steps_per_epoch)
 
     @functools.cache

@@ -3,6 +3,7 @@
 import types
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from gpq_tf.data import protocol
@@ -36,6 +37,8 @@ def coloured_folders(root, sizes, side=64):
                 Image.fromarray(pixels).save(folder / f"{i:03d}{'.png' if i % 2 else '.jpg'}")
 
 
+# The heads, of which one is quick to say whether something is amiss with steps.
+HEADS = (pytest.param("gpq", marks=pytest.mark.slow), "spq", pytest.param("cgd", marks=pytest.mark.slow))
 # Settings of steps on `small_set`.
 SMALL = {
     "gpq": ["--batch_size=20", "--width_multiplier=0.0625"],

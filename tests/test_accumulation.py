@@ -9,7 +9,7 @@ from gpq_tf import settings as settings_module
 from gpq_tf.network import RetrievalModel
 from gpq_tf.train_step import make_step
 
-from small_data import SMALL, coloured_data, small_set
+from small_data import HEADS, SMALL, coloured_data, small_set
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="accumulation is TensorFlow's")
 
@@ -49,7 +49,7 @@ def one_step(head, batch, size, accumulate):
     return losses, {slot.path: keras.ops.convert_to_numpy(slot) for slot in optimizer.variables[2:]}
 
 
-@pytest.mark.parametrize("head", ["gpq", "spq", "cgd"])
+@pytest.mark.parametrize("head", HEADS)
 def test_the_losses_and_gradients_are_those_of_the_whole_batch(head):
     chosen = chosen_for(head)
     size = chosen.batch_size
@@ -62,6 +62,7 @@ def test_the_losses_and_gradients_are_those_of_the_whole_batch(head):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=5e-5 * np.abs(expected).max() + 5e-6 * largest)
 
 
+@pytest.mark.slow
 def test_statistics_move_once_a_part(tmp_path):
     """What the first of the two passes assigns is dropped."""
     chosen = chosen_for("gpq", f"--model_save_path={tmp_path}", "--total_epochs=1", "--accumulate=2")

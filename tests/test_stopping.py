@@ -45,7 +45,7 @@ class Bar:
         pass
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_is_followed_by_a_save_from_which_the_run_goes_on_to_the_same_bits(tmp_path, data, number):
     _, whole = trainer.train(settings(tmp_path / "whole", save_term=2), data)
     folder = tmp_path / "stopped"

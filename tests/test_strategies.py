@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import keras
@@ -18,10 +19,9 @@ from gpq_tf import settings as settings_module
 from gpq_tf import strategies
 
 from gradients import random_cases
+from small_data import HEADS
 
 PROGRAM = Path(__file__).with_name("replica_program.py")
-# One is quick to say whether something is amiss.
-HEADS = (pytest.param("gpq", marks=pytest.mark.slow), "spq", pytest.param("cgd", marks=pytest.mark.slow))
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="strategies are TensorFlow's")
 
@@ -183,13 +183,24 @@ def test_one_device_needs_no_strategy(monkeypatch):
     assert strategies.is_chief(None)
 
 
+@pytest.mark.parametrize(("n_gpu", "used"), [(0, None), (1, None), (4, 4), (8, 5)])
+def test_auto_takes_as_many_gpus_as_share_a_batch(monkeypatch, n_gpu, used):
+    import tensorflow as tf
+
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    gpus = [types.SimpleNamespace(name=f"/GPU:{i}") for i in range(n_gpu)]
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: gpus)
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda devices: devices)
+    assert strategies.from_settings(chosen()) == (used and [f"/GPU:{i}" for i in range(used)])
+
+
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
         ("mirrored", None, "Invalid strategy. Expected one with a single device"),
         ("multiworker", None, "Invalid TF_CONFIG. Expected a cluster with workers and a task"),
         ("multiworker", '{"cluster": {}}', 'Received: {"cluster": {}}'),
-        ("auto", "{", "Invalid TF_CONFIG. Expected JSON with a cluster and a task. Received: {"),
+        ("auto", "{", "of one of its workers. Received: {"),
         ("auto", "[1]", "Invalid TF_CONFIG. Expected JSON"),
         ("auto", '{"cluster": {"worker": ["a:1", "b:2"]}}', "Expected JSON with a cluster and a task"),
         ("auto", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "of one of its workers"),

@@ -92,16 +92,6 @@ def test_mixed_precision_trains_float32_weights(tmp_path, data, precision):
     assert model.embed(data.query_images).dtype == np.float32
 
 
-def test_the_whole_step_compiles_under_xla(tmp_path, data):
-    losses = {}
-    for jit in (False, True):
-        folder = tmp_path / str(jit)
-        trainer.train(settings(folder, jit_compile=jit), data)
-        log = lines_of(folder / "gpq_48bits.log.jsonl")
-        losses[jit] = [line["loss"] for line in log if line["event"] == "step"]
-    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
-
-
 def write_mat(path, model):
     import scipy.io
 
