@@ -16,8 +16,8 @@ _OF_THE_BATCH = ("jitter_order", "stop")
 def from_settings(settings):
     """The strategy that `settings.strategy` names.
 
-    "auto" is multiworker where TF_CONFIG names several workers, mirrored where this machine has several GPUs (as many of
-    them as can share a batch evenly), else one.
+    "auto" is multiworker where TF_CONFIG names several workers, mirrored where this machine has several GPUs, with as
+    many of them as can share a batch evenly, else one.
 
     TensorFlow joins the workers when it starts: with several this comes before everything else that uses it.
 
