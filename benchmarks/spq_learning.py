@@ -38,7 +38,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-    from gpq_tf import data, settings
+    from gpq_tf import data, heads, settings
     from gpq_tf.files import write_json
 
     result = json.loads(options.out.read_text()) if options.out.exists() else {"runs": []}
@@ -47,7 +47,7 @@ def main(arguments=None):
     missing = [key for key in wanted if _find(result["runs"], key) is None]
     for key in missing[: options.runs]:
         chosen = settings.resolve([*key["settings"], f"--data_dir={options.data_dir}"], "no config.py")
-        images = images or data.load_for(chosen)
+        images = images or data.load_for(chosen, heads.recipe("spq").PROTOCOL)
         folder = options.work / f"{key['variant']}_{key['seed']}_{options.epochs}"
         result["runs"].append({**key, **_figures(train_or_go_on(chosen, images, folder))})
         write_json(options.out, result)
