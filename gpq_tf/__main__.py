@@ -91,10 +91,10 @@ def _train(settings, headline=None):
     from gpq_tf import data, heads, strategies, trainer
     from gpq_tf import settings as settings_module
 
-    strategy = strategies.from_settings(settings)  # before anything else uses TensorFlow
-    report = _report if strategies.is_chief(strategy) else _nothing
     if settings.resume:
         settings = trainer.settings_of_resumed(settings)
+    strategy = strategies.from_settings(settings)  # before anything uses TensorFlow
+    report = _report if strategies.is_chief(strategy) else _nothing
     if headline:
         report(headline(settings))
     images = data.load_for(settings, heads.recipe(settings.head).PROTOCOL)

@@ -48,7 +48,7 @@ def make_step(
     Raises:
         ValueError: if the backend is neither TensorFlow nor JAX, or is JAX and a batch is to be accumulated.
     """
-    if not optimizer.built:  # LossScaleOptimizer would make its variables a second time
+    if not optimizer.built:
         optimizer.build(model.trainable_variables)
     backend = keras.backend.backend()
     if backend == "tensorflow":

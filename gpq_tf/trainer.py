@@ -66,11 +66,11 @@ def train(settings, data, report=None, progress=None, strategy=None):
         stopping.LostWorker: if another worker is gone.
         stopping.Stopped: by SIGTERM or Ctrl-C, once the run is saved.
     """
+    if settings.resume:
+        settings = settings_of_resumed(settings)
     strategy = strategy or strategies.from_settings(settings)
     is_chief = strategies.is_chief(strategy)
     report = (report if is_chief else None) or (lambda line: None)
-    if settings.resume:
-        settings = settings_of_resumed(settings)
     settings, why_scratch = settings_of_start(settings_of_data(settings, data))
     _check(settings, data)
     strategies.check_batch_size(settings, strategy)
@@ -92,7 +92,8 @@ def train(settings, data, report=None, progress=None, strategy=None):
             done = 0
         if strategy:
             synchronize(model, settings.sync_batch_norm)
-        optimizer.build(model.trainable_variables)
+        if not optimizer.built:  # LossScaleOptimizer would make its variables a second time
+            optimizer.build(model.trainable_variables)
     strategies.check_equal(strategy, done)
     report(origin)
     if strategy:
@@ -151,7 +152,7 @@ def train(settings, data, report=None, progress=None, strategy=None):
                 bar.set_postfix({name: f"{value:.4g}" for name, value in entry.items()}, refresh=False)
                 bar.update(1)
             at_end = step % steps_per_epoch == 0
-            if is_chief and at_end and settings.eval_epoch and epoch % settings.eval_epoch == 0 and not stop:
+            if is_chief and at_end and settings.eval_epoch and epoch % settings.eval_epoch == 0:
                 _evaluate(run, step, epoch, losses["loss"])
                 clock.restart()
             if is_chief and at_end and (epoch % settings.save_term == 0 or epoch == settings.total_epochs):
