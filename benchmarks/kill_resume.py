@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from sample_files import write_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
@@ -41,8 +42,7 @@ def main(arguments=None):
     settings += [*SETTINGS[options.head], f"--total_epochs={options.epochs}", f"--precision={options.precision}"]
     with tempfile.TemporaryDirectory() as folder:
         if options.head == "cgd":
-            _write_images(Path(folder, "images"))
-            settings.append(f"--data_dir={folder}/images")
+            settings.append(f"--data_dir={write_sample(Path(folder, 'images'))}")
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         start = time.time()
         _wait(_train([*settings, f"--model_save_path={whole}"], folder), None)
@@ -112,19 +112,6 @@ def _compare(whole, killed, epochs):
         "losses_equal": losses[0] == losses[1],
         "steps": len(losses[0]),
     }
-
-
-def _write_images(folder):
-    """Forty images of each class of the sample, as files in one folder a class."""
-    from PIL import Image
-
-    from gpq_tf import data
-
-    sample = data.load("cifar10_sample")
-    for label, name in enumerate(sample.class_names):
-        (folder / name).mkdir(parents=True)
-        for i, image in enumerate(sample.gallery_images[sample.gallery_labels == label][:40]):
-            Image.fromarray(image).save(folder / name / f"{i}.png")
 
 
 def _losses(path):

@@ -33,7 +33,8 @@ class Request:
 def on_request():
     """Within it the first SIGINT or SIGTERM is noted; a second one acts as ever. Clusters send SIGTERM beforehand.
 
-    Only a process's main thread may do so; in another thread nothing is noted.
+    A signal that the process was started to ignore stays ignored. Only a process's main thread may handle signals; in
+    another nothing is noted.
 
     Yields:
         Request.
@@ -47,12 +48,14 @@ def on_request():
         request.signal = number
         restore()
 
-    before = {number: signal.signal(number, note) for number in NAMES}
+    before = {number: handler for number in NAMES if (handler := signal.getsignal(number)) != signal.SIG_IGN}
 
     def restore():
         for number, handler in before.items():
             signal.signal(number, handler)
 
+    for number in before:
+        signal.signal(number, note)
     try:
         yield request
     finally:

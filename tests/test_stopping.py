@@ -19,6 +19,16 @@ def data():
     return coloured_data()
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """Those of a program that a user starts; one that is started in the background may have to ignore Ctrl-C."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def settings(folder, **changes):
     given = {"model_save_path": folder, "width_multiplier": 1 / 16, "batch_size": 50, "total_epochs": 3, **changes}
     return settings_module.resolve([f"--{name}={value}" for name, value in given.items()], "no_such_config.py")
@@ -96,6 +106,13 @@ def test_the_first_signal_is_noted_and_the_second_acts():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert {number: signal.getsignal(number) for number in stopping.NAMES} == handlers
+
+
+def test_what_is_ignored_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stopping.on_request() as request:
+        signal.raise_signal(signal.SIGINT)
+    assert request.signal is None
 
 
 def test_other_threads_leave_signals_alone():
