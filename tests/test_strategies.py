@@ -112,6 +112,7 @@ def test_the_optimisers_of_training_get_the_same_gradients(tmp_path, on_one_devi
         assert np.abs(together[name] - alone[name]).max() < 5 * 2 * 2e-4, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_two_workers_compute_what_one_computes(tmp_path, on_one_device, head):
     first, second = run_workers(tmp_path, head)
