@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
     "gpq": ["--dataset=cifar10_sample", "--batch_size=250"],
     "spq": ["--dataset=cifar10_sample", "--batch_size=250", "--eval_epoch=5"],
-    "cgd": ["--dataset=image_folders", "--image_size=32", "--batch_size=40", "--n_dim=12", "--init=None"],
+    "cgd": ["--dataset=image_folders", "--image_size=32", "--batch_size=20", "--n_dim=12", "--init=None"],
 }
 
 

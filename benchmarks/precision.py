@@ -22,11 +22,11 @@ from sample_files import write_sample
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 100, 200)
 RUNS = [("float32", seed) for seed in SEEDS] + [("mixed_bfloat16", SEEDS[0]), ("mixed_float16", SEEDS[0])]
-# 300 steps each
+# 300 steps each, of spq 294
 HEADS = {
     "gpq": ["--dataset=cifar10_sample", "--batch_size=100", "--total_epochs=30"],  # 10 steps an epoch
-    "spq": ["--dataset=cifar10_sample", "--batch_size=200", "--total_epochs=6"],  # 50
-    "cgd": ["--dataset=image_folders", "--image_size=32", "--batch_size=40", "--total_epochs=60", "--n_dim=96"],  # 5
+    "spq": ["--dataset=cifar10_sample", "--batch_size=200", "--total_epochs=6"],  # 49
+    "cgd": ["--dataset=image_folders", "--image_size=32", "--batch_size=20", "--total_epochs=30", "--n_dim=96"],  # 10
 }
 WINDOW = 10  # steps whose mean is drawn
 

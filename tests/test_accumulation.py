@@ -59,7 +59,7 @@ def test_the_losses_and_gradients_are_those_of_the_whole_batch(head):
     assert found == pytest.approx(losses, rel=1e-5, abs=1e-7)
     largest = max(np.abs(gradient).max() for gradient in gradients.values())
     for expected, actual in zip(gradients.values(), in_parts.values(), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=5e-5 * np.abs(expected).max() + 5e-6 * largest)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-4 * np.abs(expected).max() + 5e-6 * largest)
 
 
 @pytest.mark.slow

@@ -191,7 +191,7 @@ def test_killed_runs_end_in_the_same_bits(tmp_path, head):
     subprocess.run(command, check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
     result = json.loads(out.read_text())
     assert result["kills"] >= 1
-    assert result["steps"] == {"gpq": 32, "spq": 8 * 40, "cgd": 8 * 5}[head]
+    assert result["steps"] == {"gpq": 32, "spq": 8 * 39, "cgd": 8 * 10}[head]
     assert result["weights_equal"]
     assert result["optimiser_equal"]
     assert result["losses_equal"]

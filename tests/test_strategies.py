@@ -90,8 +90,9 @@ def check_equal(alone, together, names=None):
     names = [name for name in names or alone if name != "replicas" and not NOISE.search(name)]
     assert len(names) > 40
     for name in names:
-        # Rounding grows from step to step, as ReLUs switch.
-        atol = np.abs(alone[name]).max() * (1e-4 if "/0/" in name else 5e-4)
+        # Rounding grows from layer to layer, of which cgd has 53 that normalise 16 images, and from step to step, as
+        # ReLUs switch. What is wrong, such as statistics of a part of the batch, is wrong by a hundredth and more.
+        atol = np.abs(alone[name]).max() * (3e-4 if "/0/" in name else 2e-3)
         np.testing.assert_allclose(together[name], alone[name], rtol=0, atol=atol, err_msg=name)
 
 
