@@ -38,7 +38,7 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=None)
     options = parser.parse_args(arguments)
-    settings = [f"--head={options.head}", "--width_multiplier=0.0625", "--save_term=1", "--resume=last"]
+    settings = [f"--head={options.head}", "--width_multiplier=0.0625", "--save_term=1", "--keep=None", "--resume=last"]
     settings += [*SETTINGS[options.head], f"--total_epochs={options.epochs}", f"--precision={options.precision}"]
     with tempfile.TemporaryDirectory() as folder:
         if options.head == "cgd":

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 N_STEP = 5
-RATES = {"gpq": 1e-2, "spq": 1e-3, "cgd": 1e-4}
+RATES = {"gpq": 1e-2, "spq": 1e-3, "cgd": 1e-6}
 
 
 def main(out, *given):

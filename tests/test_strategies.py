@@ -88,6 +88,10 @@ def check_equal(alone, together, names=None):
     assert (alone["replicas"], together["replicas"]) == (1, 2)
     assert set(alone) == set(together)
     names = [name for name in names or alone if name != "replicas" and not NOISE.search(name)]
+    if "loss/0/rank" in alone:
+        # cgd's loss takes the hardest pairs: where two are equally hard up to rounding, its gradient jumps, and what
+        # follows from it. Its first step has no such pairs.
+        names = [name for name in names if "/0/" in name or name.startswith("loss/")]
     assert len(names) > 40
     for name in names:
         # Rounding grows from layer to layer, of which cgd has 53 that normalise 16 images, and from step to step, as
