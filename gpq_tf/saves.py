@@ -5,9 +5,6 @@ from pathlib import Path
 from gpq_tf import model_file
 from gpq_tf import settings as settings_module
 
-# In the name of a run's save before its time.
-_STOPPED = "_stopped"
-
 
 def find_last(stem):
     """Path of the save of a run that has the most steps behind it, or None.
@@ -17,9 +14,14 @@ def find_last(stem):
     """
     numbered = _by_epoch(stem)
     newest = [numbered[max(numbered)]] if numbered else []
-    stopped = Path(f"{stem}{_STOPPED}.keras")
+    stopped = _stopped_path(stem)
     candidates = [*newest, *([stopped] if stopped.exists() else [])]
     return max(candidates, key=lambda path: model_file.read(path).record["step"], default=None)
+
+
+def _stopped_path(stem):
+    """Where a run is saved that ends before its time."""
+    return Path(f"{stem}_stopped.keras")
 
 
 def _by_epoch(stem):
@@ -72,22 +74,19 @@ class Saves:
         settings_module.save(self._settings, path.with_suffix(".json"), **about)
         self.last_good = path
         self._paths.append(path)
-        self._stopped_path.unlink(missing_ok=True)
+        _stopped_path(self._stem).unlink(missing_ok=True)
         while self._settings.keep is not None and len(self._paths) > self._settings.keep:
             oldest = self._paths.pop(0)
             oldest.unlink(missing_ok=True)
             oldest.with_suffix(".json").unlink(missing_ok=True)
         return path
 
-    @property
-    def _stopped_path(self):
-        return Path(f"{self._stem}{_STOPPED}.keras")
-
     def save_stopped(self, model):
         """Save the model of a run that ends before its time, until the next save; return the path."""
-        model.save(self._stopped_path)
-        self.last_good = self._stopped_path
-        return self.last_good
+        path = _stopped_path(self._stem)
+        model.save(path)
+        self.last_good = path
+        return path
 
     def save_if_best(self, model):
         """Save a model whose record holds a higher score than all before; return the path, or None."""

@@ -7,6 +7,7 @@ import os
 import keras
 import numpy as np
 
+from gpq_tf import replicas
 from gpq_tf.stopping import LostWorker
 
 # What a step draws once for all images, by the keys of its batch.
@@ -141,8 +142,7 @@ def check_equal(strategy, step):
     import tensorflow as tf
 
     def sums():
-        context = tf.distribute.get_replica_context()
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.constant([step, step**2], tf.float64))
+        return replicas.total(tf.constant([step, step**2], tf.float64))[0]
 
     with naming_lost_workers(strategy, None):
         total, squares = strategy.experimental_local_results(tf.function(lambda: strategy.run(sums))())[0].numpy()
