@@ -69,29 +69,15 @@ def _measure(precision):
     """Seconds of our steps, of drawing, of augmentation alone, of encoding an image; and a profile."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-    from gpq_tf import augment, heads, settings
-    from gpq_tf.backbones import vgg
-    from gpq_tf.data import RetrievalData
-    from gpq_tf.network import RetrievalModel
-    from gpq_tf.ops import compiled
-    from gpq_tf.train_step import make_step
+    import our_steps
 
-    chosen = settings.resolve([f"--precision={precision}"], "no config.py")
-    rng = np.random.default_rng(0)
-    labelled, unlabelled = (rng.integers(0, 256, (n, 32, 32, 3), "uint8") for n in (5000, 54000))
-    labels = rng.integers(0, 10, 5000)
-    empty = dict.fromkeys(RetrievalData.__dataclass_fields__)
-    data = RetrievalData(
-        **{**empty, "labelled_images": labelled, "labelled_labels": labels, "unlabelled_images": unlabelled}
-    )
-    recipe = heads.recipe("gpq")
-    model = RetrievalModel(dtype=precision)
-    step = make_step(
-        model,
-        lambda described: recipe.compare(model, described, chosen),
-        recipe.optimizer(),
-        describe=lambda batch: recipe.describe(model, batch, chosen),
-    )
+    from gpq_tf import augment, heads
+    from gpq_tf.backbones import vgg
+    from gpq_tf.ops import compiled
+
+    chosen = our_steps.settings_of("gpq", precision=precision)
+    data, recipe = our_steps.random_data(chosen), heads.recipe("gpq")
+    model, step = our_steps.make(chosen, data)
     result = {"draw_s": [], "step_s": [], "augment_s": [], "encode_s": []}
     for number in range(WARM_UP + STEPS):
         start = time.perf_counter()
@@ -111,7 +97,7 @@ def _measure(precision):
         result["augment_s"].append(time.perf_counter() - start)
     for _ in range(1 + REPEATS):
         start = time.perf_counter()
-        model.embed(unlabelled[:ENCODED])
+        model.embed(data.unlabelled_images[:ENCODED])
         result["encode_s"].append((time.perf_counter() - start) / ENCODED)
     return result
 

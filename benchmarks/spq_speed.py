@@ -130,31 +130,15 @@ def medians_of_retrieval(runs):
 
 def measure_steps(options):
     """Seconds of our steps, of drawing, of augmentation alone, of encoding an image; and a profile."""
-    from gpq_tf import augment, heads, settings
-    from gpq_tf.data import RetrievalData
-    from gpq_tf.network import RetrievalModel
-    from gpq_tf.ops import compiled
-    from gpq_tf.train_step import make_step
+    import our_steps
 
-    given = {
-        "head": "spq",
-        "precision": options.ours,
-        "batch_size": options.batch,
-        "width_multiplier": options.width,
-    }
-    chosen = settings.resolve([f"--{name}={value}" for name, value in given.items()], "no config.py")
-    images = np.random.default_rng(0).integers(0, 256, (5000, 32, 32, 3), "uint8")
-    empty = dict.fromkeys(RetrievalData.__dataclass_fields__)
-    data = RetrievalData(**{**empty, "unlabelled_images": images})
-    recipe = heads.recipe("spq")
-    model = RetrievalModel("spq", width_multiplier=options.width, dtype=options.ours)
-    optimizer = recipe.optimizer(chosen, recipe.steps_per_epoch(data, chosen))
-    step = make_step(
-        model,
-        lambda described: recipe.compare(model, described, chosen),
-        optimizer,
-        describe=lambda batch: recipe.describe(model, batch, chosen),
-    )
+    from gpq_tf import augment, heads
+    from gpq_tf.ops import compiled
+
+    given = {"precision": options.ours, "batch_size": options.batch, "width_multiplier": options.width}
+    chosen = our_steps.settings_of("spq", **given)
+    data, recipe = our_steps.random_data(chosen), heads.recipe("spq")
+    model, step = our_steps.make(chosen, data)
     found = {"draw_s": [], "step_s": [], "augment_s": [], "encode_s": []}
     for number in range(WARM_UP + STEPS):
         start = time.perf_counter()
@@ -177,7 +161,7 @@ def measure_steps(options):
         found["augment_s"].append(time.perf_counter() - start)
     for _ in range(1 + REPEATS):
         start = time.perf_counter()
-        model.encode(images[:ENCODED])
+        model.encode(data.unlabelled_images[:ENCODED])
         found["encode_s"].append((time.perf_counter() - start) / ENCODED)
     return found
 

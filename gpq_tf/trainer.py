@@ -106,7 +106,7 @@ def train(settings, data, report=None, progress=None, strategy=None):
             model,
             lambda described: recipe.compare(model, described, settings),
             optimizer,
-            _use_jit(settings),
+            use_jit(settings),
             describe=lambda batch: recipe.describe(model, batch, settings, frozen),
             strategy=strategy,
             batch_size=settings.batch_size,
@@ -129,7 +129,7 @@ def train(settings, data, report=None, progress=None, strategy=None):
         log.write(event="start", step=done, origin=origin, source=data.source, settings=settings.as_dict())
         clock = _Clock(total - done, report)
         run = _Run(model, optimizer, settings, data, measure, saves, log, board, report, about)
-        batches = _drawn_ahead(functools.partial(recipe.draw_batch, data, settings), range(done, total))
+        batches = drawn_ahead(functools.partial(recipe.draw_batch, data, settings), range(done, total))
         for step, batch in enumerate(batches, done + 1):
             epoch = (step - 1) // steps_per_epoch + 1
             take_step = compiled_step(recipe.is_frozen(settings, epoch))
@@ -223,7 +223,7 @@ def _save_stopped(run, step, epoch):
     run.log.write(event="stopped", step=step, epoch=epoch, path=str(path))
 
 
-def _drawn_ahead(draw, steps):
+def drawn_ahead(draw, steps):
     """`draw(step)` of each step, in order: while one is used, a thread draws the next."""
     with ThreadPoolExecutor(1) as thread:
         waiting = None
@@ -429,7 +429,8 @@ def synchronize(model, synchronized):
             layer.synchronized = synchronized
 
 
-def _use_jit(settings):
+def use_jit(settings):
+    """Whether XLA is to compile whole steps: settings.jit_compile, where that is "auto" on one GPU alone."""
     if settings.jit_compile != "auto":
         return settings.jit_compile
     if keras.backend.backend() != "tensorflow":

@@ -131,6 +131,7 @@ def test_combined_descriptors_and_their_gradients(recorded):
         head = CGDHead(
             letters,
             n_dim=sum(weight.shape[1] for weight in weights),
+            learn_p=True,
             gem_floor=float(recorded["gem_eps"]),
             l2_epsilon=float(recorded["l2_eps"]),
         )

@@ -44,7 +44,7 @@ def test_every_combination_is_its_branches_in_order(letters, combination):
 
 
 def test_variables_have_the_names_of_the_converter():
-    head = built("SMG", n_dim=12, n_classes=3, use_bias=True)
+    head = built("SMG", n_dim=12, learn_p=True, n_classes=3, use_bias=True)
     layers = ("fc_S", "fc_M", "fc_G", "classifier")
     expected = {f"head/{layer}/{name}" for layer in layers for name in ("kernel", "bias")} | {"head/gem_p"}
     assert {variable.path for variable in head.variables} == expected
@@ -59,8 +59,8 @@ def test_a_branch_begins_alike_whatever_it_is_combined_with():
 
 
 def test_the_power_is_learnt_or_fixed():
-    assert "gem_p" in [variable.name for variable in built("MG", 4).trainable_variables]
-    for head in (built("MG", 4, learn_p=False), built("SM", 4)):
+    assert "gem_p" in [variable.name for variable in built("MG", 4, learn_p=True).trainable_variables]
+    for head in (built("MG", 4), built("SM", 4, learn_p=True)):
         assert "gem_p" not in [variable.name for variable in head.variables]
     fixed, learnt = (built("G", 4, gem_p=2.0, learn_p=learn_p) for learn_p in (False, True))
     np.testing.assert_allclose(fixed(features()), learnt(features()), atol=1e-6)
@@ -104,7 +104,7 @@ def test_floor_and_epsilon_are_the_heads_own():
 
 
 def test_the_loss_is_rank_and_auxiliary_added():
-    head, labels = built("SMG", n_dim=6, n_classes=2), np.array([0, 0, 1, 1])
+    head, labels = built("SMG", n_dim=6, n_classes=2, learn_p=True), np.array([0, 0, 1, 1])
     x = features(n=4)
     embeddings, logits = head(x), head.first_descriptor_logits(x)
     both = head.losses_of(embeddings, labels, logits, margin=0.2, temperature=0.7, smoothing=0.3)
@@ -120,7 +120,7 @@ def test_the_loss_is_rank_and_auxiliary_added():
 
 
 def test_a_compiled_step_has_the_same_loss():
-    head, labels = built("SMG", n_dim=6, n_classes=2), np.array([0, 0, 1, 1])
+    head, labels = built("SMG", n_dim=6, n_classes=2, learn_p=True), np.array([0, 0, 1, 1])
 
     def loss(x):
         return head.losses_of(head(x), labels, head.first_descriptor_logits(x))["loss"]
@@ -130,7 +130,7 @@ def test_a_compiled_step_has_the_same_loss():
 
 
 def test_the_classifiers_gradient_reaches_the_map_but_no_dense_layer():
-    head = built("SMG", n_dim=6, n_classes=2)
+    head = built("SMG", n_dim=6, n_classes=2, learn_p=True)
     variables = head.trainable_variables
 
     def aux(x, *values):
@@ -146,7 +146,7 @@ def test_the_classifiers_gradient_reaches_the_map_but_no_dense_layer():
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_sixteen_bits_differ_by_their_rounding_only(policy):
-    exact, short = (built("SMG", n_dim=12, n_classes=2, dtype=dtype) for dtype in ("float32", policy))
+    exact, short = (built("SMG", n_dim=12, n_classes=2, learn_p=True, dtype=dtype) for dtype in ("float32", policy))
     x = features()
     for one, other in ((exact(x), short(x)), (exact.first_descriptor_logits(x), short.first_descriptor_logits(x))):
         assert ops.dtype(other) == "float32"

@@ -221,9 +221,9 @@ def test_the_next_batch_is_drawn_while_one_is_used():
             raise ValueError("no sixth")
         return step * 10
 
-    batches = trainer._drawn_ahead(draw, range(3, 7))
+    batches = trainer.drawn_ahead(draw, range(3, 7))
     assert [next(batches) for _ in range(3)] == [30, 40, 50]
     with pytest.raises(ValueError, match="no sixth"):
         next(batches)
     assert drawn == [3, 4, 5, 6]
-    assert list(trainer._drawn_ahead(draw, range(0))) == []
+    assert list(trainer.drawn_ahead(draw, range(0))) == []

@@ -1,11 +1,15 @@
 """Pretrain GPQ's backbone on Tiny ImageNet at 32 x 32, in place of the ImageNet weights that the original starts from.
 
-    python benchmarks/pretrain_tinyimagenet.py tinyimagenet32_jpeg.npz models/tinyimagenet_quarter.mat --width=0.25
+    python benchmarks/pretrain.py tinyimagenet32_jpeg.npz models/tinyimagenet_quarter.mat --width=0.25
 
 SOURCE packs JPEG files: train_bytes (all of them, one after the other), train_offsets, train_labels, and the same with
 val_. The result is a .mat file as ImageNet_pretrained.mat, 40 arrays, for
-`python train.py --ImageNet_pretrained_path=...`; a .json of the same name tells how it was made. Runs on TensorFlow, or
-on JAX with KERAS_BACKEND=jax.
+`python train.py --ImageNet_pretrained_path=...`; a .json of the same name tells how it was made. Classification with
+AdamW, a cosine to zero, label smoothing, mirror images and shifts. Runs on TensorFlow, or on JAX with
+KERAS_BACKEND=jax.
+
+Every epoch leaves TARGET.state.npz, from which the same command goes on where it was interrupted, with the same
+numbers; the finished run removes it.
 """
 
 import argparse
@@ -23,12 +27,13 @@ N_CLASSES = 200
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source")
-    parser.add_argument("target")
+    parser.add_argument("target", type=Path)
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch_size", type=int, default=500)
     parser.add_argument("--rate", type=float, default=2e-3, help="largest learning rate of AdamW; cosine to zero")
     parser.add_argument("--weight_decay", type=float, default=5e-2)
+    parser.add_argument("--smoothing", type=float, default=0.0, help="share of a label that goes to all classes")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--limit", type=int, default=None, help="use only so many training images (to try it out)")
     parser.add_argument("--seed", type=int, default=0)
@@ -58,7 +63,8 @@ def main(arguments=None):
         def __init__(self):
             super().__init__()
             self.backbone = vgg.VGG(options.width, options.seed, dtype=options.precision, name="backbone")
-            self.dense = keras.layers.Dense(N_CLASSES, dtype="float32", name="dense")
+            initializer = keras.initializers.GlorotUniform(options.seed + 1000)
+            self.dense = keras.layers.Dense(N_CLASSES, kernel_initializer=initializer, dtype="float32", name="dense")
             self.backbone.build((None, None, None, 3))
             self.dense.build((None, vgg.feature_size(options.width)))
             self.built = True
@@ -74,11 +80,12 @@ def main(arguments=None):
     )
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=options.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer.build(model.trainable_variables)
+    cross_entropy = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=options.smoothing)
 
     def losses_of(batch):
         x = augment.flip_and_crop(vgg.preprocess(batch["images"]), batch["flips"], batch["offsets"])
-        return {"loss": cross_entropy(batch["labels"], model(x, training=True))}
+        return {"loss": cross_entropy(ops.one_hot(batch["labels"], N_CLASSES), model(x, training=True))}
 
     step_function = make_step(model, losses_of, optimizer)
     predict = compiled_call(model, lambda x: ops.argmax(model(vgg.preprocess(x)), axis=-1))
@@ -87,8 +94,13 @@ def main(arguments=None):
         parts = [np.asarray(predict(val_images[i : i + 500])) for i in range(0, len(val_images), 500)]
         return float(np.mean(np.concatenate(parts) == val_labels))
 
-    start, history = time.time(), []
-    for epoch in range(options.epochs):
+    variables = [*model.variables, *optimizer.variables]
+    state = options.target.with_suffix(".state.npz")
+    # Where a state is kept, it must be of the very run that is asked for.
+    run = json.dumps({name: str(value) for name, value in vars(options).items()})
+    history, seconds = read_state(state, run, variables) if state.exists() else ([], 0.0)
+    start = time.time() - seconds
+    for epoch in range(len(history), options.epochs):
         rng = augment.generator(options.seed, epoch, 0)
         order = rng.permutation(len(images))
         losses = []
@@ -99,6 +111,7 @@ def main(arguments=None):
             losses.append(step_function(batch)["loss"])
         history.append({"epoch": epoch + 1, "loss": float(np.mean([float(x) for x in losses])), "top1": accuracy()})
         print(json.dumps(history[-1]), f"{time.time() - start:.0f} s", flush=True)
+        write_state(state, run, variables, history, time.time() - start)
 
     arrays = {
         f"{name}:0": ops.convert_to_numpy(variable) for name, (variable, _) in backbone_targets(model.backbone).items()
@@ -106,15 +119,37 @@ def main(arguments=None):
     with replacing(options.target) as temporary:
         scipy.io.savemat(temporary, arrays, do_compression=True)
     write_json(
-        Path(options.target).with_suffix(".json"),
+        options.target.with_suffix(".json"),
         {
-            "command": ["benchmarks/pretrain_tinyimagenet.py", *(sys.argv[1:] if arguments is None else arguments)],
+            "command": ["benchmarks/pretrain.py", *(sys.argv[1:] if arguments is None else arguments)],
             "seconds": round(time.time() - start, 1),
             "backend": keras.backend.backend(),
             "history": history,
         },
     )
+    state.unlink(missing_ok=True)
     print(f"saved {options.target}")
+
+
+def write_state(path, run, variables, history, seconds):
+    """All that a run goes on from, in one file, whole or not at all."""
+    from keras import ops
+
+    from gpq_tf.files import replacing
+
+    arrays = {f"variable_{i}": np.asarray(ops.convert_to_numpy(each)) for i, each in enumerate(variables)}
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, run=run, history=json.dumps(history), seconds=seconds, **arrays)
+
+
+def read_state(path, run, variables):
+    """(history, seconds) of an interrupted run, whose variables are put back."""
+    with np.load(path) as kept:
+        if str(kept["run"]) != run:
+            raise SystemExit(f"error: {path} is of another run: {kept['run']}. Go on with that one, or remove the file")
+        for i, variable in enumerate(variables):
+            variable.assign(kept[f"variable_{i}"])
+        return json.loads(str(kept["history"])), float(kept["seconds"])
 
 
 if __name__ == "__main__":
