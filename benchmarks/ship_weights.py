@@ -1,9 +1,10 @@
 """Turn a trained model into shipped weights: 16 bits, a name, a card.
 
-    python benchmarks/ship_weights.py models/gpq_48bits_300.keras cifar10-48bits-quarter --data_dir=./cifar10
+    python benchmarks/ship_weights.py models/gpq_48bits_300.keras gpq-cifar10-48bits --data_dir=./cifar10
 
-Writes gpq_tf/weights/NAME.keras and prints what models/README.md says of it: size, sha256, and the mAP on the embedded
-sample and on the whole of CIFAR-10, of the 32-bit model and of the 16-bit one, by the protocol of the model's head.
+Writes gpq_tf/weights/NAME.keras and its line of gpq_tf/weights/SHA256SUMS, and prints what models/README.md says of it:
+size, sha256, and the mAP on the embedded sample and on the whole of CIFAR-10, of the 32-bit model and of the 16-bit one,
+by the protocol of the model's head.
 """
 
 import argparse
@@ -34,6 +35,7 @@ def main(arguments=None):
     model.record["origin"] = model.record["origin"].replace("models/", "")
     model.record["source"] = model.record["source"].split(" from ")[0]
     model.save(target, weights_dtype="float16")
+    write_sums()
     content = target.read_bytes()
     print(f"{target.name}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
     protocol, top_n = heads.recipe(model.head_name).PROTOCOL, defaults_of(model.head_name)["n_DB"]
@@ -42,6 +44,12 @@ def main(arguments=None):
         for precision, path in (("32 bits", options.model), ("16 bits", target)):
             score = retrieval.evaluate(load_model(path), images, top_n)["mAP"]
             print(f"{dataset}, {precision}: mAP {score:.4f}", flush=True)
+
+
+def write_sums():
+    """Write the checksums of all shipped files, in the form of sha256sum."""
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(WEIGHTS.glob("*.keras"))}
+    (WEIGHTS / "SHA256SUMS").write_text("".join(f"{checksum}  {name}\n" for name, checksum in sums.items()))
 
 
 if __name__ == "__main__":

@@ -100,6 +100,25 @@ def read(path):
     return ModelFile(path, architecture, record, members[_WEIGHTS], members.get(_TRAINING))
 
 
+def check_shipped(path):
+    """Compare a file with the sha256 that the file SHA256SUMS beside it says, as `sha256sum --check` does.
+
+    Args:
+        path: pathlib.Path.
+
+    Raises:
+        ValueError: if it has another, or is not listed.
+    """
+    lines = (line.split() for line in (path.parent / "SHA256SUMS").read_text().splitlines())
+    expected = {name: checksum for checksum, name in lines}.get(path.name)
+    received = hashlib.sha256(path.read_bytes()).hexdigest()
+    if received != expected:
+        raise ValueError(
+            f"Invalid shipped model {path}. Expected sha256 {expected}. Received: {received}; "
+            "the package's files were changed: install it again"
+        )
+
+
 def fingerprint(file, architecture):
     """sha256 of what decides about a model's codes: its architecture and its weights, in hexadecimal.
 

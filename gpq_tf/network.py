@@ -200,7 +200,7 @@ def load_model(path_or_name, legacy=None, precision="float32"):
         ValueError: if there is no such file or name, or the file is not a whole model.
 
     Example:
-        >>> model = load_model("cifar10-48bits-quarter")  # doctest: +SKIP
+        >>> model = load_model("gpq-cifar10-48bits")  # doctest: +SKIP
         >>> codes = model.encode(images)  # doctest: +SKIP
     """
     if legacy not in (None, True, False):
@@ -234,7 +234,8 @@ def find_model(path_or_name):
     """The path of a .keras file, given as a path or as the name of shipped weights.
 
     Raises:
-        ValueError: if there is neither; the message lists the shipped names.
+        ValueError: if there is neither; the message lists the shipped names. If a shipped file is not the one that
+            was shipped, by its sha256.
     """
     if not isinstance(path_or_name, str | Path):
         raise ValueError(f"Invalid model. Expected a path or a name. Received: {path_or_name!r}")
@@ -243,6 +244,7 @@ def find_model(path_or_name):
         return path
     shipped = {file.stem: file for file in (Path(__file__).parent / "weights").glob("*.keras")}
     if str(path_or_name) in shipped:
+        model_file.check_shipped(shipped[str(path_or_name)])
         return shipped[str(path_or_name)]
     found = "is not a .keras file" if path.exists() else "does not exist"
     raise ValueError(

@@ -181,7 +181,7 @@ def test_help(capsys):
 def test_without_a_model_the_shipped_one_is_shown_and_the_sample_announced(here, capsys):
     assert run("demo") == 0
     printed = capsys.readouterr().out
-    assert "the shipped cifar10-48bits-quarter, since ./models/48bits_example.ckpt does not exist" in printed
+    assert "the shipped gpq-cifar10-48bits, since ./models/48bits_example.ckpt does not exist" in printed
     (line,) = [line for line in printed.splitlines() if "embedded CIFAR-10 sample" in line]
     assert "--download=True" in line
     # what models/README.md's card says of the sample

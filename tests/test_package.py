@@ -2,6 +2,8 @@
 
 import ast
 import configparser
+import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import gpq_tf
+from gpq_tf import model_file
 
 PACKAGE = Path(gpq_tf.__file__).parent
 ROOT = Path(__file__).resolve().parents[1]
+CARDS = (ROOT / "models" / "README.md").read_text()
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in FILES}
 
@@ -195,3 +199,29 @@ def test_only_the_restricted_unpickler_touches_pickle():
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False"
         ]
         assert not allowing, path
+
+
+def test_every_shipped_model_has_its_card_and_its_checksum():
+    shipped = sorted((PACKAGE / "weights").glob("*.keras"))
+    assert [path.stem for path in shipped] == re.findall(r"^## (\S+)$", CARDS, re.MULTILINE)
+    sums = (PACKAGE / "weights" / "SHA256SUMS").read_text()
+    for path in shipped:
+        card = re.split(r"^## ", CARDS.partition(f"## {path.stem}\n")[2], flags=re.MULTILINE)[0]
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert f"| sha256 | {checksum} |" in card
+        assert f"{checksum}  {path.name}\n" in sums
+        assert f"{path.stat().st_size:,} bytes" in card
+
+
+def test_a_shipped_model_that_was_changed_is_refused(tmp_path):
+    name = "gpq-cifar10-48bits.keras"
+    for file in (name, "SHA256SUMS"):
+        (tmp_path / file).write_bytes((PACKAGE / "weights" / file).read_bytes())
+    model_file.check_shipped(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    with pytest.raises(ValueError, match=r"Expected sha256 [0-9a-f]{64}\. Received: [0-9a-f]{64}; .*install it again"):
+        model_file.check_shipped(tmp_path / name)
+    (tmp_path / "another.keras").write_bytes(content)
+    with pytest.raises(ValueError, match="Expected sha256 None"):
+        model_file.check_shipped(tmp_path / "another.keras")
