@@ -3,8 +3,8 @@
     python benchmarks/ship_weights.py models/gpq_48bits_300.keras gpq-cifar10-48bits --data_dir=./cifar10
 
 Writes gpq_tf/weights/NAME.keras and its line of gpq_tf/weights/SHA256SUMS, and prints what models/README.md says of it:
-size, sha256, and the mAP on the embedded sample and on the whole of CIFAR-10, of the 32-bit model and of the 16-bit one,
-by the protocol of the model's head.
+size, sha256, and the mAP on the embedded sample and on the whole of CIFAR-10, of the 32-bit model and of the 16-bit
+one, by the protocol of the model's head.
 """
 
 import argparse
