@@ -151,10 +151,10 @@ def _timed(step, batch):
 
 def _share_outside(step, data, recipe, chosen, steps):
     """Share of the time of a loop such as the trainer's in which no step was under way."""
-    from gpq_tf import trainer
+    from gpq_tf.data import lazy
 
     inside, start = 0.0, None
-    for batch in trainer.drawn_ahead(lambda number: recipe.draw_batch(data, chosen, number), range(1 + steps)):
+    for batch in lazy.ahead(lambda number: recipe.draw_batch(data, chosen, number), range(1 + steps)):
         if start is None:  # from the first batch on
             start = time.perf_counter()
         inside += _timed(step, batch)

@@ -4,6 +4,7 @@ import types
 import typing
 
 from gpq_tf import metrics, recall, retrieval
+from gpq_tf.data import lazy
 
 # The fixed part of a split image set on which training is watched: every 5th query, every 10th image of the gallery;
 # of unseen classes every 5th image.
@@ -45,9 +46,9 @@ class Measure(typing.NamedTuple):
 def subset(data):
     """The fixed part of a split image set on which training is watched: its query and gallery images and labels."""
     return types.SimpleNamespace(
-        query_images=data.query_images[::SUBSET_QUERIES],
+        query_images=lazy.take(data.query_images, slice(None, None, SUBSET_QUERIES)),
         query_labels=data.query_labels[::SUBSET_QUERIES],
-        gallery_images=data.gallery_images[::SUBSET_GALLERY],
+        gallery_images=lazy.take(data.gallery_images, slice(None, None, SUBSET_GALLERY)),
         gallery_labels=data.gallery_labels[::SUBSET_GALLERY],
     )
 

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from gpq_tf import heads, model_file
+from gpq_tf.data import lazy
 from gpq_tf.ops import compiled_call, frozen_call
 
 # Images encoded at a time; large enough to keep a processor busy, small enough for its memory.
@@ -147,8 +148,14 @@ class RetrievalModel(keras.Model):
         _check_images(images, self._recipe.SMALLEST_SIDE)
         out = np.empty((len(images), width), dtype)
         starts = range(0, len(images), BATCH_SIZE)
+
+        def batch_from(start):
+            return np.asarray(images[start : start + BATCH_SIZE])
+
+        # What has to be made is made while the batch before is computed.
+        batches = (lazy.ahead if isinstance(images, lazy.LazyImages) else map)(batch_from, starts)
         for start in progress(starts) if progress else starts:
-            batch = np.asarray(images[start : start + BATCH_SIZE])
+            batch = next(batches)
             size = len(batch)
             if size < BATCH_SIZE < len(images):
                 # Filled up, so that the compiled function sees one shape only.

@@ -8,7 +8,6 @@ import os
 import signal
 import time
 import typing
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -17,7 +16,7 @@ import numpy as np
 from gpq_tf import convert, curves, heads, measures, model_file, stopping, strategies, training_state
 from gpq_tf import settings as settings_module
 from gpq_tf.convert import keras_resnet, mat
-from gpq_tf.data import check_image_size
+from gpq_tf.data import check_image_size, lazy
 from gpq_tf.network import RetrievalModel, find_model, load_model
 from gpq_tf.saves import Saves, find_last
 from gpq_tf.train_step import make_step
@@ -129,7 +128,7 @@ def train(settings, data, report=None, progress=None, strategy=None):
         log.write(event="start", step=done, origin=origin, source=data.source, settings=settings.as_dict())
         clock = _Clock(total - done, report)
         run = _Run(model, optimizer, settings, data, measure, saves, log, board, report, about)
-        batches = drawn_ahead(functools.partial(recipe.draw_batch, data, settings), range(done, total))
+        batches = lazy.ahead(functools.partial(recipe.draw_batch, data, settings), range(done, total))
         for step, batch in enumerate(batches, done + 1):
             epoch = (step - 1) // steps_per_epoch + 1
             take_step = compiled_step(recipe.is_frozen(settings, epoch))
@@ -221,18 +220,6 @@ def _save_stopped(run, step, epoch):
     run.model.training_state = training_state.from_optimizer(run.optimizer, step)
     path = run.saves.save_stopped(run.model)
     run.log.write(event="stopped", step=step, epoch=epoch, path=str(path))
-
-
-def drawn_ahead(draw, steps):
-    """`draw(step)` of each step, in order: while one is used, a thread draws the next."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = None
-        for step in steps:
-            drawn, waiting = waiting, thread.submit(draw, step)
-            if drawn is not None:
-                yield drawn.result()
-        if waiting is not None:
-            yield waiting.result()
 
 
 def settings_of_start(settings):

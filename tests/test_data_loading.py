@@ -178,7 +178,7 @@ def test_cifar10_is_resized_when_asked_to(tmp_path, monkeypatch):
             np.testing.assert_array_equal(after[i], images.smooth_resize(before[i], 48, 48))
     assert large.source == f"{small.source}; resized to 48x48"
     for field in dataclasses.fields(small):
-        if not field.name.endswith("images") and field.name != "source":
+        if not field.name.endswith("images") and field.name not in ("source", "identity"):
             np.testing.assert_array_equal(getattr(small, field.name), getattr(large, field.name))
 
 

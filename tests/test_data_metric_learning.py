@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpq_tf import settings
-from gpq_tf.data import cub, image_lists, images, metric_learning, resize, tfds_files
+from gpq_tf.data import cub, image_lists, images, lazy, metric_learning, resize, tfds_files
 from tests import golden
 from tests.image_files import exif_jpeg, picture, write
 
@@ -137,7 +137,7 @@ def test_images_are_cut_and_stretched_and_larger_to_train_on(birds, boxes):
 
 def test_files_and_memory_hold_the_same_images(birds, monkeypatch):
     held = found(birds, f"--meta_dir={birds}").train
-    monkeypatch.setattr(metric_learning, "LARGEST_IN_MEMORY", 3 * 18 * 18 * 3 - 1)
+    monkeypatch.setattr(lazy, "LARGEST_IN_MEMORY", 3 * 18 * 18 * 3 - 1)
     read = found(birds, f"--meta_dir={birds}").train
     assert held.pixels is not None and read.pixels is None
     np.testing.assert_array_equal(held.read([2, 0]), read.read([2, 0]))

@@ -1,5 +1,7 @@
 """The model as users call it: batches, sizes, codes, legacy, errors, and that it uses its weights as they are."""
 
+import hashlib
+
 import keras
 import numpy as np
 import pytest
@@ -388,8 +390,15 @@ def test_a_shipped_model_is_found_by_its_name(tmp_path, saved, monkeypatch):
     (tmp_path / "weights").mkdir()
     for name in ("b-48bits", "a-24bits"):
         (tmp_path / "weights" / f"{name}.keras").write_bytes(saved.read_bytes())
+    checksum = hashlib.sha256(saved.read_bytes()).hexdigest()
+    sums = tmp_path / "weights" / "SHA256SUMS"
+    sums.write_text(f"{checksum}  a-24bits.keras\n{'0' * 64}  b-48bits.keras\n")
     assert find_model("a-24bits") == tmp_path / "weights" / "a-24bits.keras"
     assert load_model("a-24bits").codebook.shape == (3, 16, 4)
+    with pytest.raises(
+        ValueError, match=r"b-48bits\.keras\. Expected sha256 0{64}\. Received: .* install it"
+    ):
+        load_model("b-48bits")
     assert find_model(str(saved)) == saved
     (tmp_path / "other.ckpt").write_bytes(b"")
     expected = "Invalid model. Expected a .keras file or one of a-24bits, b-48bits. Received: "

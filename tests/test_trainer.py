@@ -210,20 +210,3 @@ def test_the_progress_bar_shows_losses_rate_and_speed(tmp_path, data):
     (bar,) = bars
     assert (bar.total, bar.count, bar.closed) == (2, 2, True)
     assert set(bar.postfix) == {"loss", "hash", "cls", "ent", "lr", "images_per_second"}
-
-
-def test_the_next_batch_is_drawn_while_one_is_used():
-    drawn = []
-
-    def draw(step):
-        drawn.append(step)
-        if step == 6:
-            raise ValueError("no sixth")
-        return step * 10
-
-    batches = trainer.drawn_ahead(draw, range(3, 7))
-    assert [next(batches) for _ in range(3)] == [30, 40, 50]
-    with pytest.raises(ValueError, match="no sixth"):
-        next(batches)
-    assert drawn == [3, 4, 5, 6]
-    assert list(trainer.drawn_ahead(draw, range(0))) == []

@@ -176,6 +176,12 @@ def _content(file):
         return whole.read(file.length)
 
 
+def file_sizes(files):
+    """Sizes of files in bytes: sequence of N str, Path or FilePart -> int64 (N,)."""
+    sizes = [file.length if isinstance(file, FilePart) else Path(file).stat().st_size for file in files]
+    return np.array(sizes, np.int64)
+
+
 def image_batches(files, boxes, height, width, batch_size, resize="opencv", n_threads=None, upright=False):
     """Read, decode, cut and resize images in several threads, in the order of `files`.
 

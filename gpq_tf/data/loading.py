@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from gpq_tf.data import cifar10, image_lists, images, metric_learning, protocol
+from gpq_tf.data import cifar10, image_lists, images, lazy, metric_learning, protocol
 from gpq_tf.settings import CIFAR10
 
 # Where no folder says which images are test images, of so many of a class one is: CIFAR-10's share.
@@ -53,7 +53,7 @@ def load_folders(data_dir, size, split="gpq", legacy=False):
         legacy: bool, as for `protocol.split`.
 
     Returns:
-        RetrievalData.
+        RetrievalData; where memory would not hold the images (`lazy.are_held`) they are read when they are asked for.
 
     Raises:
         ValueError: if a class has no image, there are fewer than two classes, a class of `test` is not in `train`
@@ -78,10 +78,16 @@ def load_folders(data_dir, size, split="gpq", legacy=False):
         _check_split(data_dir, len(class_names), labels, legacy)
     files = [file for part in parts for file in part.files]
     source = f"{len(files):,} images of {len(class_names)} classes from {data_dir}"
-    pixels = images.read_images(files, None, size, size, resize="fast", upright=True)
+
+    def read(index):
+        return images.read_images([files[i] for i in index], None, size, size, resize="fast", upright=True)
+
+    pixels = lazy.images(len(files), size, read)
     if split == "train_test":
-        return protocol.train_test(pixels, labels, class_names, source, in_test)
-    return protocol.split(pixels, labels, class_names, source, legacy)
+        data = protocol.train_test(pixels, labels, class_names, source, in_test)
+    else:
+        data = protocol.split(pixels, labels, class_names, source, legacy)
+    return dataclasses.replace(data, identity=f"{size} {images.file_sizes(files).tolist()}".encode())
 
 
 def _check_parts(data_dir, class_names, labels, in_test):
@@ -128,14 +134,18 @@ def resized(data, size):
         gallery_images=gallery,
         query_images=query,
         source=f"{data.source}; resized to {size}x{size}",
+        identity=f"{size} {data.fingerprint()}".encode(),
     )
 
 
 def _resized(pixels, size):
-    out = np.empty((len(pixels), size, size, 3), np.uint8)
-    for i, image in enumerate(pixels):
-        out[i] = images.smooth_resize(image, size, size)
-    return out
+    def resize(index):
+        out = np.empty((len(index), size, size, 3), np.uint8)
+        for i, position in enumerate(index):
+            out[i] = images.smooth_resize(pixels[position], size, size)
+        return out
+
+    return lazy.images(len(pixels), size, resize)
 
 
 def check_image_size(settings, data):

@@ -2,17 +2,14 @@
 
 import dataclasses
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 
-from gpq_tf.data import cub, image_lists, images, tfds_files
+from gpq_tf.data import cub, image_lists, images, lazy, tfds_files
 from gpq_tf.settings import METRIC_LEARNING
 
 DATASETS = METRIC_LEARNING
-# A list whose pixels take no more is read once and held: the training images of CUB-200-2011 at 252x252 take 1.1e9.
-LARGEST_IN_MEMORY = 2 * 2**30  # bytes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,11 +62,9 @@ class ImageSet:
 
     def fingerprint(self):
         """sha256 of labels, boxes, and the sizes of the files in bytes: reading all of them could take minutes."""
-        files = self.listed.files
-        sizes = [file.length if isinstance(file, images.FilePart) else os.stat(file).st_size for file in files]
         boxes = np.empty(0, np.int64) if self.listed.boxes is None else self.listed.boxes
         digest = hashlib.sha256(f"{self.side} {self.upright}".encode())
-        for array in (self.labels, boxes, np.array(sizes, np.int64)):
+        for array in (self.labels, boxes, images.file_sizes(self.listed.files)):
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
 
@@ -104,7 +99,7 @@ class UnseenClasses:
 
 
 def load_for(settings):
-    """Find the images that settings ask for, and read those that memory holds (`LARGEST_IN_MEMORY`).
+    """Find the images that settings ask for, and read those that memory holds (`lazy.are_held`).
 
     Images are read as the original does it (see `images`), stretched to image_size; those to train on to 9/8 of that,
     252 for 224 pixels as in the paper. A user's own (image_folders) are turned as EXIF asks and laid on white.
@@ -149,7 +144,7 @@ def _count(image_set):
 def _image_set(listed, settings, side=None):
     side = side or settings.image_size
     found = ImageSet(listed, side, upright=settings.dataset == "image_folders")
-    if len(found) * side**2 * 3 > LARGEST_IN_MEMORY:
+    if not lazy.are_held(len(found), side):
         return found
     return dataclasses.replace(found, pixels=found.read(np.arange(len(found))))
 

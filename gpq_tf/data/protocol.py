@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 
-from gpq_tf.data import numpy116
+from gpq_tf.data import lazy, numpy116
 
 # Names of `split` and `train_test`.
 PROTOCOLS = ("gpq", "train_test")
@@ -16,6 +16,8 @@ LABELLED_SHARE = 120  # of N images, N // 120 per class are labelled: 500 of CIF
 @dataclasses.dataclass(frozen=True, eq=False)
 class RetrievalData:
     """A split image set. Images are uint8 NHWC, labels int64, indices positions in the set as it was given.
+
+    Images that memory would not hold are `lazy.LazyImages` in place of arrays.
 
     Attributes:
         labelled_images: (L, H, W, 3), the images whose labels training sees.
@@ -30,6 +32,7 @@ class RetrievalData:
         labelled_index: int64 (L,).
         gallery_index: int64 (N,).
         query_index: int64 (Q,).
+        identity: bytes that stand for the images in `fingerprint`, whether they are held or lazy; None: the pixels.
     """
 
     labelled_images: np.ndarray
@@ -44,6 +47,7 @@ class RetrievalData:
     labelled_index: np.ndarray
     gallery_index: np.ndarray
     query_index: np.ndarray
+    identity: bytes | None = None
 
     @property
     def image_shape(self):
@@ -52,8 +56,10 @@ class RetrievalData:
 
     def fingerprint(self):
         """sha256 of the images and labels that training sees: a resumed run must see the same."""
-        digest = hashlib.sha256()
-        for array in (self.labelled_images, self.labelled_labels, self.unlabelled_images):
+        digest = hashlib.sha256(self.identity or b"")
+        pixels = (self.labelled_images, self.labelled_labels, self.unlabelled_images)
+        stand_in = (self.labelled_index, self.labelled_labels, self.gallery_index)
+        for array in pixels if self.identity is None else stand_in:
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
 
@@ -67,7 +73,7 @@ def split(images, labels, class_names, source, legacy=False):
     54,000.
 
     Args:
-        images: uint8 (N, H, W, 3).
+        images: uint8 (N, H, W, 3), an array or lazy.LazyImages.
         labels: integers (N,), 0..C-1.
         class_names: sequence of C str.
         source: str, kept as `RetrievalData.source`.
@@ -133,7 +139,7 @@ def check_name(split):
 
 
 def _checked(images, labels):
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = images if isinstance(images, lazy.LazyImages) else np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(f"Invalid images. Expected uint8 (N, H, W, 3). Received: {images.dtype} {images.shape}")
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
@@ -142,14 +148,14 @@ def _checked(images, labels):
 
 
 def _split_by(images, labels, class_names, source, labelled, gallery, query):
-    gallery_images = images[gallery]
+    gallery_images = lazy.take(images, gallery)
     return RetrievalData(
-        labelled_images=images[labelled],
+        labelled_images=lazy.take(images, labelled),
         labelled_labels=labels[labelled],
         unlabelled_images=gallery_images,
         gallery_images=gallery_images,
         gallery_labels=labels[gallery],
-        query_images=images[query],
+        query_images=lazy.take(images, query),
         query_labels=labels[query],
         class_names=list(class_names),
         source=source,
