@@ -395,9 +395,7 @@ def test_a_shipped_model_is_found_by_its_name(tmp_path, saved, monkeypatch):
     sums.write_text(f"{checksum}  a-24bits.keras\n{'0' * 64}  b-48bits.keras\n")
     assert find_model("a-24bits") == tmp_path / "weights" / "a-24bits.keras"
     assert load_model("a-24bits").codebook.shape == (3, 16, 4)
-    with pytest.raises(
-        ValueError, match=r"b-48bits\.keras\. Expected sha256 0{64}\. Received: .* install it"
-    ):
+    with pytest.raises(ValueError, match=r"b-48bits\.keras\. Expected sha256 0{64}\. Received: .* install it"):
         load_model("b-48bits")
     assert find_model(str(saved)) == saved
     (tmp_path / "other.ckpt").write_bytes(b"")
