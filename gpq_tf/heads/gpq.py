@@ -82,6 +82,22 @@ class GPQHead(keras.layers.Layer):
         codebook = self.quantizer.codebook
         return ops.convert_to_numpy(codebook if self.legacy else l2_normalize(codebook.value))
 
+    def pulled_codebook(self, alpha):
+        """The codebook that training assigns images to: each codeword pulled towards the prototypes it lies near.
+
+        The search does not pull them, neither ours nor the original's.
+
+        Args:
+            alpha: float, scale of the soft assignment.
+
+        Returns:
+            float (M, K, d), unit codewords: each is softly assigned to the C prototypes of its book.
+        """
+        n_book = self.quantizer.n_book
+        prototypes = normalize_books(self.prototypes, n_book)
+        codewords = join_books(ops.transpose(self.quantizer.codebook, (1, 0, 2)))
+        return as_codebook(self._soft_assign(codewords, as_codebook(prototypes, n_book), alpha), n_book)
+
     def losses_of(self, raw_labelled, labels, raw_unlabelled, alpha, beta, lam_1, lam_2):
         """The training losses (CVPR 2020, equation 10: N-PQ + lam_1 * entropy + lam_2 * classification).
 
@@ -103,12 +119,9 @@ class GPQHead(keras.layers.Layer):
         label_similarity = same_class / ops.sum(same_class, axis=1, keepdims=True)
 
         prototypes = normalize_books(self.prototypes, n_book)
-        # The codewords themselves are pulled towards the prototypes before images are assigned to them.
-        codewords = join_books(ops.transpose(self.quantizer.codebook, (1, 0, 2)))
-        codewords = self._soft_assign(codewords, as_codebook(prototypes, n_book), alpha)
         labelled = normalize_books(raw_labelled, n_book)
         unlabelled = normalize_books(reverse_gradient(raw_unlabelled), n_book)
-        quantized = self._soft_assign(labelled, as_codebook(codewords, n_book), alpha)
+        quantized = self._soft_assign(labelled, self.pulled_codebook(alpha), alpha)
 
         logits = losses.mean_book_similarity(beta * labelled, beta * prototypes, n_book)
         hash_loss = losses.n_pair_product_quantization(label_similarity, labelled, quantized, n_book)
