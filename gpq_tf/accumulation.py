@@ -8,6 +8,7 @@ batch, for two passes forwards in place of one, except that batch normalisation 
 """
 
 import keras
+from keras import ops
 
 
 def losses_and_gradients(describe, losses_of, parts, variables):
@@ -45,3 +46,44 @@ def losses_and_gradients(describe, losses_of, parts, variables):
         own = tape.gradient(outputs, variables, output_gradients=weights, unconnected_gradients="zero")
         gradients = [total + each for total, each in zip(gradients, own, strict=True)]
     return losses, gradients
+
+
+def accumulated(described, minimised, values, state, parts):
+    """The same on JAX, where variables are arguments and results.
+
+    Args:
+        described: callable(values, state, part) -> (dict of arrays whose rows belong to images, the new state).
+        minimised: callable(values, dict of the parts' arrays, joined) -> (the scalar to minimise, what else is wanted).
+        values: list of arrays, of the trained variables.
+        state: list of arrays, of the other variables. The first pass drops what it makes of them.
+        parts: list of dicts of arrays.
+
+    Returns:
+        (what else is wanted, list of gradients like `values`, the new state).
+    """
+    import jax
+
+    def after(part, done):
+        """A part that can be used when `done` is computed: one after the other, as above."""
+        return jax.lax.optimization_barrier((part, done))[0]
+
+    first = []
+    for part in parts:
+        first.append(described(values, state, after(part, first[-1:]))[0])
+    joined = {name: ops.concatenate([each[name] for each in first]) for name in first[0]}
+    fixed = {name: value for name, value in joined.items() if not keras.backend.is_float_dtype(value.dtype)}
+    trained = {name: value for name, value in joined.items() if name not in fixed}
+    slope = jax.value_and_grad(lambda values, trained: minimised(values, fixed | trained), (0, 1), has_aux=True)
+    (_, wanted), (gradients, upstream) = slope(values, trained)
+    upstream = {name: ops.split(value, len(parts)) for name, value in upstream.items()}
+    for i, part in enumerate(parts):
+        part = after(part, gradients)
+
+        def again(values, part=part, state=state):
+            outputs, new_state = described(values, state, part)
+            return {name: outputs[name] for name in trained}, new_state
+
+        _, take_back, state = jax.vjp(again, values, has_aux=True)
+        (own,) = take_back({name: pieces[i] for name, pieces in upstream.items()})
+        gradients = [total + each for total, each in zip(gradients, own, strict=True)]
+    return wanted, gradients, state

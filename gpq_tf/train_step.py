@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from gpq_tf import replicas
-from gpq_tf.accumulation import losses_and_gradients
+from gpq_tf.accumulation import accumulated, losses_and_gradients
 from gpq_tf.ops import compiled
 from gpq_tf.strategies import share
 
@@ -46,35 +46,34 @@ def make_step(
         callable(batch, a dict of numpy arrays) -> dict of scalar tensors, the losses before the update.
 
     Raises:
-        ValueError: if the backend is neither TensorFlow nor JAX, or is JAX and a batch is to be accumulated.
+        ValueError: if the backend is neither TensorFlow nor JAX.
     """
     if not optimizer.built:
         optimizer.build(model.trainable_variables)
+    n = strategy.num_replicas_in_sync if strategy else 1
+
+    def parts_of(batch, replica=0):
+        own = share(batch, replica, n, batch_size) if n > 1 else batch
+        return [share(own, i, accumulate, batch_size // n) for i in range(accumulate)] if accumulate > 1 else [own]
+
     backend = keras.backend.backend()
     if backend == "tensorflow":
         step = _tensorflow_step(model, describe, losses_of, optimizer, clip_norm, accumulate)
-        n = strategy.num_replicas_in_sync if strategy else 1
-
-        def part(batch, replica):
-            own = share(batch, replica, n, batch_size) if n > 1 else batch
-            return [share(own, i, accumulate, batch_size // n) for i in range(accumulate)] if accumulate > 1 else [own]
-
         if strategy:
-            return _on_all_replicas(step, strategy, part)
+            return _on_all_replicas(step, strategy, parts_of)
         run = compiled(step, jit)
-        return lambda batch: run(part(batch, 0))
-    if backend == "jax" and accumulate == 1:
-        return _jax_step(model, describe, losses_of, optimizer, clip_norm)
-    if backend == "jax":
-        raise ValueError(f"Invalid accumulate. Expected 1 on JAX. Received: accumulate={accumulate}")
-    raise ValueError(f"Invalid backend. Expected tensorflow or jax to train. Received: {backend}")
+    elif backend == "jax":
+        run = _jax_step(model, describe, losses_of, optimizer, clip_norm)
+    else:
+        raise ValueError(f"Invalid backend. Expected tensorflow or jax to train. Received: {backend}")
+    return lambda batch: run(parts_of(batch))
 
 
-def _on_all_replicas(step, strategy, part):
+def _on_all_replicas(step, strategy, parts_of):
     import tensorflow as tf
 
     def of_replica(batch, context):
-        return tf.nest.map_structure(tf.convert_to_tensor, part(batch, context.replica_id_in_sync_group))
+        return tf.nest.map_structure(tf.convert_to_tensor, parts_of(batch, context.replica_id_in_sync_group))
 
     run = tf.function(lambda parts: strategy.run(step, (parts,)))
 
@@ -148,21 +147,47 @@ def _jax_step(model, describe, losses_of, optimizer, clip_norm):
     import jax
 
     # JAX knows no variables: their values go in and come out.
-    def scaled_loss(trainable, state, slots, batch):
+    def with_values(function, trainable, state, slots):
+        """What `function()` returns where the variables have these values, and the state that it leaves."""
         values = [
             *zip(model.trainable_variables, trainable, strict=True),
             *zip(model.non_trainable_variables, state, strict=True),
             *zip(optimizer.variables, slots, strict=True),
         ]
         with keras.StatelessScope(state_mapping=values) as scope:
-            losses = losses_of(describe(batch) if describe else batch)
-            scaled, scale = optimizer.scale_loss(losses["loss"]), optimizer.scale_loss(1.0)
-        changed = [scope.get_current_value(variable) for variable in model.non_trainable_variables]
-        return scaled, (losses, changed, scale)
+            result = function()
+        return result, [scope.get_current_value(variable) for variable in model.non_trainable_variables]
 
-    def update(trainable, state, slots, batch):
-        gradient = jax.value_and_grad(scaled_loss, has_aux=True)
-        (_, (losses, state, scale)), gradients = gradient(trainable, state, slots, batch)
+    def scaled_losses(described):
+        losses = losses_of(described)
+        return losses, optimizer.scale_loss(losses["loss"]), optimizer.scale_loss(1.0)
+
+    def of_whole(trainable, state, slots, batch):
+        def minimised(trainable):
+            computed = with_values(
+                lambda: scaled_losses(describe(batch) if describe else batch), trainable, state, slots
+            )
+            return computed[0][1], computed
+
+        (_, ((losses, _, scale), state)), gradients = jax.value_and_grad(minimised, has_aux=True)(trainable)
+        return losses, scale, gradients, state
+
+    def of_parts(trainable, state, slots, parts):
+        def described(trainable, state, part):
+            return with_values(lambda: describe(part), trainable, state, slots)
+
+        def minimised(trainable, joined):
+            (losses, scaled, scale), _ = with_values(lambda: scaled_losses(joined), trainable, state, slots)
+            return scaled, (losses, scale)
+
+        (losses, scale), gradients, state = accumulated(described, minimised, trainable, state, parts)
+        return losses, scale, gradients, state
+
+    def update(trainable, state, slots, parts):
+        if len(parts) == 1:
+            losses, scale, gradients, state = of_whole(trainable, state, slots, parts[0])
+        else:
+            losses, scale, gradients, state = of_parts(trainable, state, slots, parts)
         if clip_norm is not None:
             gradients = clipped(gradients, clip_norm, scale)
         trainable, slots = optimizer.stateless_apply(slots, gradients, trainable)
@@ -170,9 +195,9 @@ def _jax_step(model, describe, losses_of, optimizer, clip_norm):
 
     compiled_update = jax.jit(update)
 
-    def step(batch):
+    def step(parts):
         groups = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
-        losses, *values = compiled_update(*([variable.value for variable in group] for group in groups), batch)
+        losses, *values = compiled_update(*([variable.value for variable in group] for group in groups), parts)
         for group, new_values in zip(groups, values, strict=True):
             for variable, value in zip(group, new_values, strict=True):
                 variable.assign(value)

@@ -11,8 +11,6 @@ from gpq_tf.train_step import make_step
 
 from small_data import HEADS, SMALL, coloured_data, small_set
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="accumulation is TensorFlow's")
-
 
 def chosen_for(head, *more):
     return settings_module.resolve([f"--head={head}", *SMALL[head], *more], "no config.py")
