@@ -21,6 +21,7 @@ GROUPS = (
         "test_golden_spq.py",
     ),
     (
+        "test_accumulation.py",
         "test_ops.py",
         "test_quantizer.py",
         "test_index_exact.py",
