@@ -12,7 +12,8 @@ gpq_tf.trainer.train as train.py does; scored by Recall@k among the images of cl
 
 A run that is already in benchmarks/results/cgd_learning.json with the same settings is not repeated, and one that was
 interrupted goes on from its last epoch, whose model is kept in --work, so the script can be stopped and started again.
-Seeds are 100 apart: the layers of a network draw from its seed and the numbers that follow.
+Seeds are 100 apart: the layers of a network draw from its seed and the numbers that follow. Prints a line a run, and a
+table of all in the end.
 """
 
 import argparse
@@ -34,6 +35,7 @@ COMMON = (
 )
 SINGLE, PAIRS, ALL = ("S", "M", "G"), ("SM", "SG", "MG"), "SMG"
 SEEDS = (0, 100, 200)
+KS = (1, 2, 4, 8)
 
 
 def main(arguments=None):
@@ -62,6 +64,7 @@ def main(arguments=None):
         made += 1
         run = result["runs"][-1]
         print(f"{run['variant']}, seed {run['seed']}: R@1 {run['best']['R@1']:.4f}, {run['seconds']:.0f} s", flush=True)
+    print(markdown(result))
 
 
 def _wanted(runs, epochs):
@@ -110,7 +113,7 @@ def _run(key, data, options):
     chosen = _resolved(key, options)
     folder = options.work / f"{key['variant']} {key['seed']} {options.epochs}".replace(" ", "_")
     found = train_or_go_on(chosen, data, folder)
-    curve = [_rounded({name: each[name] for name in ("R@1", "R@2", "R@4", "R@8")}) for each in found.evaluations]
+    curve = [_rounded({f"R@{k}": each[f"R@{k}"] for k in KS}) for each in found.evaluations]
     best = max(range(len(curve)), key=lambda epoch: curve[epoch]["R@1"])
     last = found.steps[-1]
     return {
@@ -122,6 +125,16 @@ def _run(key, data, options):
         "seconds": round(found.seconds, 1),
         "resumed": found.resumed,
     }
+
+
+def markdown(result):
+    """The best epoch of each run, and of the network before it is trained."""
+    lines = ["| | seed | " + " | ".join(f"R@{k}" for k in KS) + " | epoch |", "| --- " * (len(KS) + 3) + "|"]
+    rows = [(run["variant"], run["seed"], run["best"]) for run in result["runs"]]
+    for name, seed, best in [("S, as drawn", 0, result["untrained"] | {"epoch": 0}), *rows]:
+        recalls = " | ".join(f"{best[f'R@{k}']:.4f}".removeprefix("0") for k in KS)
+        lines.append(f"| {name} | {seed} | {recalls} | {best['epoch']} |")
+    return "\n".join(lines)
 
 
 def _rounded(values):
