@@ -47,9 +47,9 @@ def main(arguments=None):
         start = time.time()
         _wait(_train([*settings, f"--model_save_path={whole}"], folder), None)
         seconds = time.time() - start
-        # Half of the kills or so are to hit training and its saves; a life that dies at start-up is of no use.
+        # Most of the kills are to hit training and its saves, and all of them to come before the run is done.
         first_save = _saves(whole)[1].stat().st_mtime - start
-        a_share = 2 * (seconds - first_save) / options.kills
+        a_share = 1.4 * (seconds - first_save) / options.kills
         rng, lives = random.Random(options.seed), []
         while True:
             newest = max(_saves(killed), default=None)
