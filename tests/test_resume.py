@@ -38,9 +38,10 @@ def same(first, second):
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize(
-    "precision", ["float32", "mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
-)
+SLOW = [pytest.param(precision, marks=pytest.mark.slow) for precision in ("mixed_bfloat16", "mixed_float16")]
+
+
+@pytest.mark.parametrize("precision", ["float32", *SLOW])
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path, data, precision):
     trainer.train(settings(tmp_path / "whole", total_epochs=3, precision=precision), data)
     whole = tmp_path / "whole" / "gpq_48bits_3.keras"
@@ -94,6 +95,7 @@ def test_legacy_and_data_go_on_too(tmp_path, data):
         trainer.train(settings(tmp_path, resume=saved, total_epochs=2), coloured_data(seed=9))
 
 
+@pytest.mark.slow
 def test_saves_of_before_count(tmp_path, data, monkeypatch):
     trainer.train(settings(tmp_path, total_epochs=2), data)
     chosen = settings(tmp_path, resume=tmp_path / "gpq_48bits_2.keras", total_epochs=4, keep=2)
@@ -197,6 +199,7 @@ def test_killed_runs_end_in_the_same_bits(tmp_path, head):
     assert result["losses_equal"]
 
 
+@pytest.mark.slow
 def test_a_step_runs_with_deterministic_operations_only(tmp_path):
     """What a GPU is asked for: an operation without a deterministic form would raise."""
     program = f"""

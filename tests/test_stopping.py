@@ -81,11 +81,13 @@ def test_a_signal_is_followed_by_a_save_from_which_the_run_goes_on_to_the_same_b
         np.testing.assert_array_equal(ours[1], theirs[1], err_msg=ours[0])
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_step_changes_nothing(tmp_path, data):
     _, path = trainer.train(settings(tmp_path, total_epochs=1), data, progress=Bar(signal.SIGTERM, after=2))
     assert sorted(file.name for file in tmp_path.glob("*.keras")) == [path.name]
 
 
+@pytest.mark.slow
 def test_last_means_the_newest_save_or_a_new_run(tmp_path, data):
     stem = tmp_path / "gpq_48bits"
     assert saves.find_last(stem) is None

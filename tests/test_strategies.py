@@ -100,7 +100,8 @@ def check_equal(alone, together, names=None):
         np.testing.assert_allclose(together[name], alone[name], rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["gpq", "spq", "cgd"])
 def test_two_devices_compute_what_one_computes(tmp_path, on_one_device, head):
     check_equal(on_one_device(head), run(tmp_path, head, "mirrored"))
 
