@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0  # not on Windows
 # Pixels of a set that takes no more are held: a quarter of the machine's memory, and in any case 2 GiB.
-LARGEST_IN_MEMORY = max(2 * 2**30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)  # bytes
+LARGEST_IN_MEMORY = max(2 * 2**30, _MEMORY // 4)  # bytes
 
 
 class LazyImages:
