@@ -55,7 +55,10 @@ class RetrievalData:
         return self.query_images.shape[1:]
 
     def fingerprint(self):
-        """sha256 of the images and labels that training sees: a resumed run must see the same."""
+        """sha256 of the images and labels that training sees: a resumed run must see the same.
+
+        With an identity the pixels are not looked at: of image folders it holds the files' sizes in bytes.
+        """
         digest = hashlib.sha256(self.identity or b"")
         pixels = (self.labelled_images, self.labelled_labels, self.unlabelled_images)
         stand_in = (self.labelled_index, self.labelled_labels, self.gallery_index)
