@@ -2,11 +2,15 @@
 
     python benchmarks/learning.py ./cifar10 --plan=full        # 3 seeds, full width, 20 epochs
     python benchmarks/learning.py ./cifar10 --plan=ablation    # 6 variants x 3 seeds, width .25, 20 epochs
+    python benchmarks/learning.py ./cifar10 --plan=bits --pretrained=FILE   # 12 to 48 bits, with and without the
+                                                               # unlabelled images, width .25, 100 epochs, 1 seed
 
-Each run is trained by gpq_tf.trainer.train as train.py does, with the published protocol (5,000 labelled, 54,000
-unlabelled images that are also the gallery, 1,000 queries), and scored with normalised and with raw vectors. A run that
-is already in benchmarks/results/learning_PLAN.json with the same settings is not repeated, so the script can be stopped
-and started again. Prints a line per run and the mean and spread of each variant.
+FILE is what benchmarks/pretrain.py wrote with --width=0.25. Each run is trained by gpq_tf.trainer.train as train.py
+does, with the published protocol (5,000 labelled, 54,000 unlabelled images that are also the gallery, 1,000 queries),
+and scored with raw vectors as the original does, with normalised ones, and these also with "pulled" codewords: those
+that training assigned images to, each moved towards the prototypes near it. A run that is already in
+benchmarks/results/learning_PLAN.json with the same settings is not repeated, so the script can be stopped and started
+again. Prints a line per run and the mean and spread of each variant.
 """
 
 import argparse
@@ -18,12 +22,21 @@ import time
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-SEEDS = (0, 1, 2)
 COMMON = ("--precision=mixed_bfloat16",)
-# variant: (settings, whether the N-pair loss, which has no weight, counts)
+# seeds, settings, variant: (settings, whether the N-pair loss, which has no weight, counts)
 PLANS = {
-    "full": (("--total_epochs=20",), {"published": ((), True)}),
+    "full": ((0, 1, 2), ("--total_epochs=20",), {"published": ((), True)}),
+    "bits": (
+        (0,),
+        ("--total_epochs=100", "--width_multiplier=0.25"),
+        {
+            f"{4 * n_book} bits{what}": ((f"--n_book={n_book}", *own), True)
+            for n_book in (3, 6, 8, 12)
+            for what, own in (("", ()), (", labelled images alone", ("--lam_1=0",)))
+        },
+    ),
     "ablation": (
+        (0, 1, 2),
         ("--total_epochs=20", "--width_multiplier=0.25"),
         {
             "all losses": ((), True),
@@ -35,6 +48,7 @@ PLANS = {
         },
     ),
 }
+SCORINGS = ("normalised", "raw", "pulled")
 # The original's checkpoint of 20 epochs from scratch, as recorded with it (docs/fidelity.md).
 RECORDED = {"raw": 0.3517, "normalised": 0.3538}
 
@@ -43,20 +57,27 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data_dir")
     parser.add_argument("--plan", choices=PLANS, default="full")
+    parser.add_argument("--pretrained", type=Path, help="backbone to start from, for the plan bits")
     options = parser.parse_args(arguments)
+    if (options.plan == "bits") != bool(options.pretrained):
+        parser.error("the plan bits starts from a --pretrained backbone, the others from scratch")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-    common, variants = PLANS[options.plan]
+    seeds, common, variants = PLANS[options.plan]
     out = RESULTS / f"learning_{options.plan}.json"
     result = json.loads(out.read_text()) if out.exists() else {"runs": []}
     result["command"] = f"python benchmarks/learning.py ./cifar10 --plan={options.plan}"
     result["recorded_with_the_original_after_20_epochs"] = RECORDED
+    files = [f"--data_dir={options.data_dir}"]
+    if options.pretrained:
+        files.append(f"--ImageNet_pretrained_path={options.pretrained}")
+        result["pretrained"] = json.loads(options.pretrained.with_suffix(".json").read_text())["history"][-1]
     for name, (own, with_pairs) in variants.items():
-        for seed in SEEDS:
+        for seed in seeds:
             given = [*COMMON, *common, *own, f"--seed={seed}"]
             key = {"variant": name, "settings": given}
             if not any(key.items() <= run.items() for run in result["runs"]):
-                result["runs"].append({**key, **_run(given, options.data_dir, with_pairs)})
+                result["runs"].append({**key, **_run([*given, *files], with_pairs)})
                 print(result["runs"][-1], flush=True)
                 _write(out, result)
     result["summary"] = [_summary(name, result["runs"]) for name in variants]
@@ -72,8 +93,8 @@ def _write(out, result):
     write_json(out, result)
 
 
-def _run(given, data_dir, with_pairs):
-    """Train once, score twice."""
+def _run(given, with_pairs):
+    """Train once, score three times."""
     import keras
 
     from gpq_tf import data, losses, retrieval, settings, trainer
@@ -85,15 +106,17 @@ def _run(given, data_dir, with_pairs):
         losses.n_pair_product_quantization = lambda similarity, x, q, n_book: 0.0 * keras.ops.sum(x * q)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            chosen = settings.resolve([*given, f"--data_dir={data_dir}", f"--model_save_path={folder}"], "no config.py")
+            chosen = settings.resolve([*given, f"--model_save_path={folder}"], "no config.py")
             images = data.load_for(chosen)
             start = time.time()
             _, path = trainer.train(chosen, images)
             seconds = time.time() - start
             scores = {}
-            for scoring, legacy in (("normalised", False), ("raw", True)):
-                found = retrieval.evaluate(load_model(path, legacy), images)
-                scores[f"mAP_{scoring}"] = round(found["mAP"], 5)
+            for scoring in SCORINGS:
+                model = load_model(path, legacy=scoring == "raw")
+                if scoring == "pulled":
+                    model.head.quantizer.codebook.assign(model.head.pulled_codebook(chosen.alpha))
+                scores[f"mAP_{scoring}"] = round(retrieval.evaluate(model, images)["mAP"], 5)
             (log_file,) = Path(folder).glob("*.log.jsonl")
             log = [json.loads(line) for line in log_file.open()]
     finally:
@@ -111,9 +134,11 @@ def _run(given, data_dir, with_pairs):
 def _summary(name, runs):
     runs = [run for run in runs if run["variant"] == name]
     summary = {"variant": name, "seeds": len(runs)}
-    for scoring in ("mAP_normalised", "mAP_raw"):
-        scores = [run[scoring] for run in runs]
-        summary[scoring] = {
+    for scoring in SCORINGS:
+        scores = [run[f"mAP_{scoring}"] for run in runs if f"mAP_{scoring}" in run]
+        if not scores:  # runs of before there were pulled codewords
+            continue
+        summary[f"mAP_{scoring}"] = {
             "mean": round(statistics.mean(scores), 4),
             "smallest": round(min(scores), 4),
             "largest": round(max(scores), 4),

@@ -8,6 +8,9 @@ val_. The result is a .mat file as ImageNet_pretrained.mat, 40 arrays, for
 AdamW, a cosine to zero, label smoothing, mirror images and shifts. Runs on TensorFlow, or on JAX with
 KERAS_BACKEND=jax.
 
+With --window_epochs=N the first N epochs see random windows of 24 x 24 pixels, which cost little more than half of the
+whole images: objects keep their size in pixels, and a part of each is enough to learn from for a while.
+
 Every epoch leaves TARGET.state.npz, from which the same command goes on where it was interrupted, with the same
 numbers; the finished run removes it.
 """
@@ -22,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 N_CLASSES = 200
+WINDOW = 24
 
 
 def main(arguments=None):
@@ -34,6 +38,7 @@ def main(arguments=None):
     parser.add_argument("--rate", type=float, default=2e-3, help="largest learning rate of AdamW; cosine to zero")
     parser.add_argument("--weight_decay", type=float, default=5e-2)
     parser.add_argument("--smoothing", type=float, default=0.0, help="share of a label that goes to all classes")
+    parser.add_argument("--window_epochs", type=int, default=0, help="first epochs, on windows of 24 x 24")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--limit", type=int, default=None, help="use only so many training images (to try it out)")
     parser.add_argument("--seed", type=int, default=0)
@@ -45,6 +50,7 @@ def main(arguments=None):
     from keras import ops
 
     from gpq_tf import augment
+    from gpq_tf.augment import window
     from gpq_tf.backbones import vgg
     from gpq_tf.convert.gpq_names import backbone_targets
     from gpq_tf.data.jpegs import load_jpegs
@@ -83,11 +89,20 @@ def main(arguments=None):
     optimizer.build(model.trainable_variables)
     cross_entropy = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=options.smoothing)
 
-    def losses_of(batch):
-        x = augment.flip_and_crop(vgg.preprocess(batch["images"]), batch["flips"], batch["offsets"])
-        return {"loss": cross_entropy(ops.one_hot(batch["labels"], N_CLASSES), model(x, training=True))}
+    def loss(x, labels):
+        return {"loss": cross_entropy(ops.one_hot(labels, N_CLASSES), model(x, training=True))}
 
-    step_function = make_step(model, losses_of, optimizer)
+    def losses_of_images(batch):
+        x = augment.flip_and_crop(vgg.preprocess(batch["images"]), batch["flips"], batch["offsets"])
+        return loss(x, batch["labels"])
+
+    def losses_of_windows(batch):
+        x = window.crop_and_flip(batch["images"], batch["flips"], batch["offsets"], WINDOW, WINDOW)
+        return loss(vgg.preprocess(x), batch["labels"])
+
+    margin = images.shape[1] - WINDOW
+    image_step = make_step(model, losses_of_images, optimizer)
+    window_step = make_step(model, losses_of_windows, optimizer)
     predict = compiled_call(model, lambda x: ops.argmax(model(vgg.preprocess(x)), axis=-1))
 
     def accuracy():
@@ -106,9 +121,13 @@ def main(arguments=None):
         losses = []
         for i in range(steps_per_epoch):
             chosen = order[i * options.batch_size : (i + 1) * options.batch_size]
-            flips, offsets = augment.draw_flip_and_crop(rng, len(chosen))
+            if epoch < options.window_epochs:
+                flips, offsets = window.draw_crop_and_flip(rng, len(chosen), margin)
+            else:
+                flips, offsets = augment.draw_flip_and_crop(rng, len(chosen))
             batch = {"images": images[chosen], "labels": labels[chosen], "flips": flips, "offsets": offsets}
-            losses.append(step_function(batch)["loss"])
+            take_step = window_step if epoch < options.window_epochs else image_step
+            losses.append(take_step(batch)["loss"])
         history.append({"epoch": epoch + 1, "loss": float(np.mean([float(x) for x in losses])), "top1": accuracy()})
         print(json.dumps(history[-1]), f"{time.time() - start:.0f} s", flush=True)
         write_state(state, run, variables, history, time.time() - start)
