@@ -11,7 +11,7 @@ dataset = "cifar10"  # the folder, else tensorflow-datasets, else the sample; ci
 # dataset image_folders: your own images, in data_dir a folder a class, or train/ and test/ with such folders
 # cgd: cub200, image_lists (as the original's: train.txt, test.txt, bbox.txt in meta_dir), image_folders (without train/
 # and test/ it searches among the second half of the classes), or what tensorflow-datasets prepared: caltech_birds2011,
-# cars196, stanford_online_products
+# cars196, stanford_online_products; cgd_sample is 768 images inside the package (Demo.py's while data_dir is absent)
 download = False  # True: tensorflow-datasets may fetch what is missing from the network, and Keras its ImageNet weights
 meta_dir = None  # cgd: folder of the original's lists of images; None: the folder meta in data_dir
 boxes = True  # cgd: cut images to their boxes, where there are boxes

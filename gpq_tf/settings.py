@@ -11,7 +11,15 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 HEADS = ("gpq", "spq", "cgd")
 AUGMENTATIONS = ("simclr", "spq2021")
 CIFAR10 = ("cifar10", "cifar10_folder", "cifar10_tfds", "cifar10_sample")
-METRIC_LEARNING = ("image_lists", "cub200", "image_folders", "caltech_birds2011", "cars196", "stanford_online_products")
+METRIC_LEARNING = (
+    "image_lists",
+    "cub200",
+    "image_folders",
+    "caltech_birds2011",
+    "cars196",
+    "stanford_online_products",
+    "cgd_sample",
+)
 DATASETS = (*CIFAR10, *METRIC_LEARNING)
 BACKBONES = ("resnet_v1", "keras_cv")
 

@@ -63,7 +63,7 @@ def test_the_other_kinds_have_their_readers(monkeypatch, tmp_path, dataset, modu
 
 def test_every_kind_is_named():
     assert metric_learning.DATASETS[:3] == ("image_lists", "cub200", "image_folders")
-    message = r"^Invalid dataset\. Expected one of image_lists, .*, stanford_online_products\. Received: dataset='sop'$"
+    message = r"^Invalid dataset\. Expected one of image_lists, .*, cgd_sample\. Received: dataset='sop'$"
     with pytest.raises(ValueError, match=message):
         metric_learning.load("sop", ".")
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gpq_tf.data import cub, image_lists, images, lazy, tfds_files
+from gpq_tf.data import cgd_sample, cub, image_lists, images, lazy, tfds_files
 from gpq_tf.settings import METRIC_LEARNING
 
 DATASETS = METRIC_LEARNING
+SAMPLE = "the embedded sample of Tiny ImageNet"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,23 +116,38 @@ def load_for(settings):
     """
     train, test = _found(settings)
     train, test = _image_set(train, settings, settings.image_size * 9 // 8), _image_set(test, settings)
-    source = f"{_count(train)} classes to train on, {_count(test)} unseen classes, from {settings.data_dir}"
+    source = f"{_count(train)} classes to train on, {_count(test)} unseen classes, from {_place(settings)}"
     return UnseenClasses(train, test, source)
 
 
 def load_test_for(settings):
     """The images of unseen classes alone, and a line for the user: where they come from.
 
+    Where neither dataset nor data_dir was given, and there is no such folder, they are those of the embedded sample.
+
     Args and Raises: as `load_for`.
 
     Returns:
         (ImageSet, str).
     """
+    place = _place(settings)
+    if not settings.given & {"dataset", "data_dir"} and not Path(settings.data_dir).exists():
+        place = f"{SAMPLE}, since {settings.data_dir} does not exist"
+        settings = settings.completed({"dataset": "cgd_sample"})
     test = _image_set(_found(settings)[1], settings)
-    return test, f"{_count(test)} unseen classes, from {settings.data_dir}"
+    return test, f"{_count(test)} unseen classes, from {place}"
+
+
+def _place(settings):
+    return SAMPLE if settings.dataset == "cgd_sample" else settings.data_dir
 
 
 def _found(settings):
+    if settings.dataset in ("image_lists", "cub200", "image_folders") and not Path(settings.data_dir).is_dir():
+        raise ValueError(
+            f"Invalid data_dir {str(settings.data_dir)!r}. Expected the folder of dataset {settings.dataset}. "
+            "Received: no folder. --dataset=cgd_sample takes 768 images inside the package"
+        )
     names = ("train.txt", "test.txt", "bbox.txt")
     lists = (None,) * 3 if settings.meta_dir is None else [Path(settings.meta_dir) / name for name in names]
     return load(settings.dataset, settings.data_dir, *lists, boxes=settings.boxes, download=settings.download)
@@ -156,7 +172,8 @@ def load(dataset, data_dir, train_txt=None, test_txt=None, bbox_txt=None, boxes=
         dataset: str. "image_lists": three text files in the layout of the original CGD (see `cub.read_meta`).
             "cub200": CUB-200-2011 as its archive unpacks. "image_folders": a folder a class, below `train` and `test`
             or halved (see `image_lists.read_folders`). "caltech_birds2011", "cars196", "stanford_online_products":
-            prepared by tensorflow-datasets (see `tfds_files.read_tfds`).
+            prepared by tensorflow-datasets (see `tfds_files.read_tfds`). "cgd_sample": 768 images inside this package,
+            24 classes to train on and 24 others.
         data_dir: str or Path.
         train_txt, test_txt, bbox_txt: str or Path, of "image_lists"; None means train.txt, test.txt, bbox.txt in the
             folder `meta` of `data_dir`.
@@ -182,6 +199,8 @@ def load(dataset, data_dir, train_txt=None, test_txt=None, bbox_txt=None, boxes=
         return cub.read_meta(data_dir, *lists, (bbox_txt or meta / "bbox.txt") if boxes else None)
     if dataset == "cub200":
         both = cub.read_cub(data_dir)
+    elif dataset == "cgd_sample":
+        both = cgd_sample.read_sample()
     elif dataset == "image_folders":
         both = image_lists.read_folders(data_dir)
     elif dataset in tfds_files.NAMES:
