@@ -2,10 +2,16 @@
 
 import contextlib
 import errno
+import glob
 import json
 import os
+import re
 import secrets
+import time
 from pathlib import Path
+
+# Seconds after which nobody writes a temporary file any more: a save takes seconds.
+ABANDONED = 3600
 
 
 @contextlib.contextmanager
@@ -47,6 +53,21 @@ def replacing(path):
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(stem):
+    """Remove what killed processes left behind: temporary files of `replacing` that are an hour old.
+
+    Args:
+        stem: Path; those for names that begin so.
+
+    Example:
+        >>> remove_abandoned(Path("/tmp/no_such_folder/gpq_48bits"))
+    """
+    for path in stem.parent.glob(f".{glob.escape(stem.name)}*"):
+        with contextlib.suppress(OSError):  # another worker may be first
+            if re.search(r"\.[0-9a-f]{16}\.\w+$", path.name) and path.stat().st_mtime < time.time() - ABANDONED:
+                path.unlink()
 
 
 def write_json(path, value):

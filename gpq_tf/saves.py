@@ -4,6 +4,7 @@ from pathlib import Path
 
 from gpq_tf import model_file
 from gpq_tf import settings as settings_module
+from gpq_tf.files import remove_abandoned
 
 
 def find_last(stem):
@@ -47,6 +48,7 @@ class Saves:
 
     def __init__(self, stem, settings, score, epoch_of_resume, report):
         self._stem, self._settings, self._score = stem, settings, score
+        remove_abandoned(stem)
         by_epoch = _by_epoch(stem)
         earlier = [by_epoch[epoch] for epoch in sorted(by_epoch) if epoch <= epoch_of_resume]
         # A resumed run goes on with its own saves; a new one has none, whatever lies in the folder.

@@ -5,10 +5,11 @@ import os
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
-from gpq_tf.files import replacing, write_json
+from gpq_tf.files import ABANDONED, remove_abandoned, replacing, write_json
 
 
 def names(folder):
@@ -124,3 +125,24 @@ def test_a_folder_that_cannot_be_made_is_an_oserror(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError), replacing(tmp_path / "file" / "a.json"):
         raise AssertionError("not reached")
+
+
+def test_what_killed_processes_left_goes_and_nothing_else(tmp_path):
+    """A process is killed while it writes; what it left goes an hour later, what others write now stays."""
+    program = (
+        "import os, signal; from gpq_tf.files import replacing\n"
+        f"with replacing({str(tmp_path / 'gpq_48bits_20.keras')!r}) as path:\n"
+        "    path.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    (left,) = names(tmp_path)
+    remove_abandoned(tmp_path / "gpq_48bits")
+    assert names(tmp_path) == [left]
+    others = [".gpq_48bits_notes.txt", ".spq_32bits_1.0123456789abcdef.keras", "gpq_48bits_1.0123456789abcdef.keras"]
+    for name in others:
+        (tmp_path / name).touch()
+    with replacing(tmp_path / "gpq_48bits_40.keras") as busy:
+        for name in (left, *others):
+            os.utime(tmp_path / name, (time.time() - 2 * ABANDONED,) * 2)
+        remove_abandoned(tmp_path / "gpq_48bits")
+        assert names(tmp_path) == sorted([*others, busy.name])

@@ -1,6 +1,7 @@
 """Which of a run's models are kept, and which is called the best."""
 
 import json
+import os
 
 import pytest
 
@@ -146,3 +147,11 @@ def test_a_damaged_best_is_named(stem, model):
     stem.with_name("gpq_1bits_best.keras").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"Invalid model file '.*gpq_1bits_best.keras'. Expected a whole .keras"):
         saves(stem, resume=stem.with_name("gpq_1bits_1.keras"), epoch_of_resume=1)
+
+
+def test_a_run_removes_what_a_killed_one_left(stem):
+    left = stem.with_name(".gpq_1bits_20.0123456789abcdef.keras")
+    left.touch()
+    os.utime(left, (0, 0))
+    saves(stem)
+    assert not left.exists()
