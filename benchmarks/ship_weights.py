@@ -4,7 +4,8 @@
 
 Writes gpq_tf/weights/NAME.keras and its line of gpq_tf/weights/SHA256SUMS, and prints what models/README.md says of it:
 size, sha256, and the mAP on the embedded sample and on the whole of CIFAR-10, of the 32-bit model and of the 16-bit
-one, by the protocol of the model's head. With --pull a GPQ model gets the codewords that training assigned images to,
+one, by the protocol of the model's head; of a CGD model Recall@k, on its sample and on --data_dir, a set in the
+original's layout. With --pull a GPQ model gets the codewords that training assigned images to,
 each pulled towards the prototypes near it, in place of the plain ones with which the original searches.
 """
 
@@ -25,8 +26,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-    from gpq_tf import data, heads, load_model, retrieval
-    from gpq_tf.settings import defaults_of
+    from gpq_tf import load_model
 
     target = WEIGHTS / f"{options.name}.keras"
     model = load_model(options.model)
@@ -43,12 +43,25 @@ def main(arguments=None):
     write_sums()
     content = target.read_bytes()
     print(f"{target.name}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
-    protocol, top_n = heads.recipe(model.head_name).PROTOCOL, defaults_of(model.head_name)["n_DB"]
-    for dataset in ("cifar10_sample", "cifar10_folder"):
-        images = data.load(dataset, options.data_dir, split=protocol)
+    for dataset in ("cgd_sample", "image_lists") if model.head_name == "cgd" else ("cifar10_sample", "cifar10_folder"):
         for what, path in (("32 bits, as trained", options.model), ("16 bits, as shipped", target)):
-            score = retrieval.evaluate(load_model(path), images, top_n)["mAP"]
-            print(f"{dataset}, {what}: mAP {score:.4f}", flush=True)
+            print(f"{dataset}, {what}: {scores(load_model(path), dataset, options.data_dir)}", flush=True)
+
+
+def scores(model, dataset, data_dir):
+    """What the protocol of the model's head measures, as text."""
+    from gpq_tf import data, heads, recall, retrieval, settings
+    from gpq_tf.data import metric_learning
+
+    if model.head_name == "cgd":
+        size = model.record["settings"]["image_size"]
+        given = ["--head=cgd", f"--dataset={dataset}", f"--data_dir={data_dir}", f"--image_size={size}"]
+        images, _ = metric_learning.load_test_for(settings.resolve(given, "no config.py"))
+        found = recall.evaluate(model, images)["scores"]
+        return ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+    images = data.load(dataset, data_dir, split=heads.recipe(model.head_name).PROTOCOL)
+    top_n = settings.defaults_of(model.head_name)["n_DB"]
+    return f"mAP {retrieval.evaluate(model, images, top_n)['mAP']:.4f}"
 
 
 def write_sums():
