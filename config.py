@@ -64,6 +64,7 @@ margin = 0.1  # cgd: by which a triplet's distances are to differ
 smoothing = 0.1  # cgd: of the classifier's labels
 auxiliary = True  # cgd: classify the first descriptor's pooled features as well
 augment = "simclr"  # spq: how views are made; spq2021 is what the original's libraries did (its default with legacy)
+crop_area = None  # gpq: least share that a random crop keeps of an image (.35), stretched to its size; None: shifts it
 
 # --- new here
 width_multiplier = 1.0  # scales every channel count; .25 trains on a laptop

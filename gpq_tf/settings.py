@@ -131,6 +131,7 @@ FIELDS = {
     "smoothing": (0.1, _number(0, 1)),
     "auxiliary": (True, _boolean),
     "augment": ("simclr", _choice(*AUGMENTATIONS)),
+    "crop_area": (None, _optional(_number(0, 1, above=True))),
     "width_multiplier": (1.0, _number(0, 8, above=True)),
     "legacy": (False, _boolean),
     "seed": (0, _integer(0, 2**32 - 1)),

@@ -110,3 +110,40 @@ def test_the_entropy_reaches_the_features_reversed():
 def test_an_unknown_head_is_refused():
     with pytest.raises(ValueError, match=r"Invalid head. Expected one of gpq, spq, cgd. Received: head='vgg'"):
         recipe("vgg")
+
+
+def test_crops_take_the_place_of_shifts_and_change_nothing_else():
+    plain = gpq.draw_batch(data(), settings(batch_size=16), step=7)
+    cropped = gpq.draw_batch(data(), settings(batch_size=16, crop_area=0.5), step=7)
+    assert set(cropped) == {*plain, "boxes"} - {"offsets"}
+    for name in ("images", "labels", "flips"):
+        np.testing.assert_array_equal(plain[name], cropped[name])
+    assert (cropped["boxes"].shape, cropped["boxes"].dtype) == ((32, 4), np.int32)
+    larger = gpq.draw_batch(data(), settings(batch_size=40, crop_area=0.9), step=0)["boxes"][:, 2:].prod(axis=1)
+    # rounded to whole pixels, 7 by 8 and 8 by 7 are what is below the whole
+    assert larger.min() >= 49 and (larger < 64).any()
+
+
+def test_crops_reach_the_network(monkeypatch):
+    """Against resizing by hand: a box of 5x5 of an 8x8 image, corners onto corners, then mirrored."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 8, 8, 3), dtype="uint8")
+    seen = []
+    model = types.SimpleNamespace(describe=lambda x, training: seen.append(keras.ops.convert_to_numpy(x)) or x)
+    boxes = np.array([[1, 2, 5, 5], [0, 0, 8, 8]], "int32")
+    batch = {"images": images, "labels": np.zeros(1, "int32"), "flips": np.array([True, False]), "boxes": boxes}
+    gpq.describe(model, batch, settings())
+    places = np.linspace(0, 4, 8)
+    low = np.minimum(places.astype(int), 3)
+    weights = np.zeros((8, 5))
+    weights[np.arange(8), low], weights[np.arange(8), low + 1] = 1 - (places - low), places - low
+    part = keras.ops.convert_to_numpy(gpq.preprocess(images))[0, 1:6, 2:7]
+    expected = np.einsum("yi,xj,ijc->yxc", weights, weights, part)[:, ::-1]
+    np.testing.assert_allclose(seen[0][0], expected, atol=1e-5)
+    np.testing.assert_allclose(seen[1][0], keras.ops.convert_to_numpy(gpq.preprocess(images))[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [0, -0.1, 1.5, "half"])
+def test_a_share_is_more_than_nothing_and_no_more_than_all(wrong):
+    with pytest.raises(ValueError, match=r"Invalid crop_area .*above 0 and at most 1, or None\. Received: crop_area="):
+        settings(crop_area=wrong)

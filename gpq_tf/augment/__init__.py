@@ -2,6 +2,8 @@
 
     generator                               the random numbers of one training step
     draw_flip_and_crop, flip_and_crop       GPQ: a mirror image and a shift by at most four pixels
+    crop.draw_boxes, .crop_and_flip         a part of the image stretched to its size, mirrored or not: in SPQ's
+                                            recipes, and GPQ's with crop_area
     draw_views, apply_views                 SPQ: crop, mirror image, colours, grey, blur, in one of two RECIPES
     window.draw_crop_and_flip, .crop_and_flip   CGD: a window of a larger image, and a mirror image
 

@@ -9,7 +9,7 @@ ASPECT = (3 / 4, 4 / 3)
 TRIES = 10
 
 
-def draw_boxes(rng, size, image_size, smaller=False):
+def draw_boxes(rng, size, image_size, smaller=False, least_area=AREA[0]):
     """Draw which part of each image is kept.
 
     Area and aspect ratio are drawn, then rounded to whole pixels, up to ten times until the box fits into the image;
@@ -22,6 +22,7 @@ def draw_boxes(rng, size, image_size, smaller=False):
         image_size: (H, W), int.
         smaller: bool, whether a box fits only if it is smaller than the image both ways, as in kornia 0.5.10. The
             box for the case that none fitted is then that version's too, with an aspect ratio of 3/4 upright.
+        least_area: float in 0..1, of the whole image's area.
 
     Returns:
         int32 (B, 4): top, left, height and width, in pixels.
@@ -32,7 +33,7 @@ def draw_boxes(rng, size, image_size, smaller=False):
         True
     """
     height, width = image_size
-    areas = rng.uniform(*AREA, (size, TRIES)) * (height * width)
+    areas = rng.uniform(least_area, AREA[1], (size, TRIES)) * (height * width)
     aspects = np.exp(rng.uniform(*np.log(ASPECT), (size, TRIES)))
     tried = np.rint(np.stack([np.sqrt(areas / aspects), np.sqrt(areas * aspects)], axis=-1))  # (B, TRIES, 2)
     fits = ((tried >= 1) & (tried <= np.array(image_size) - smaller)).all(axis=-1)

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from gpq_tf import augment, losses
+from gpq_tf.augment import crop
 from gpq_tf.backbones import vgg
 from gpq_tf.heads import arguments
 from gpq_tf.ops import compiled, join_books, l2_normalize, normalize_books, reverse_gradient, split_books
@@ -18,7 +19,7 @@ descriptor_size = arguments.codebook_size
 preprocess = vgg.preprocess
 
 # What a training step draws, each from its own random stream.
-_LABELLED, _UNLABELLED = 1, 2
+_LABELLED, _UNLABELLED, _BOXES = 1, 2, 3
 
 
 @keras.saving.register_keras_serializable("gpq_tf")
@@ -210,7 +211,7 @@ def draw_batch(data, settings, step):
 
     Returns:
         dict of numpy arrays: images uint8 (2B, H, W, 3), labelled first; labels int32 (B,); flips bool (2B,);
-        offsets int32 (2B, 2).
+        offsets int32 (2B, 2), or with settings.crop_area boxes int32 (2B, 4).
     """
     size = settings.batch_size
     rng = augment.generator(settings.seed, step, _LABELLED)
@@ -222,7 +223,11 @@ def draw_batch(data, settings, step):
     flips, offsets = (np.concatenate(parts) for parts in zip(*draws, strict=True))
     images = np.concatenate([data.labelled_images[labelled], data.unlabelled_images[unlabelled]])
     labels = data.labelled_labels[labelled].astype("int32")
-    return {"images": images, "labels": labels, "flips": flips, "offsets": offsets}
+    batch = {"images": images, "labels": labels, "flips": flips}
+    if settings.crop_area is None:
+        return {**batch, "offsets": offsets}
+    rng = augment.generator(settings.seed, step, _BOXES)
+    return {**batch, "boxes": crop.draw_boxes(rng, 2 * size, images.shape[1:3], least_area=settings.crop_area)}
 
 
 def is_frozen(settings, epoch):
@@ -239,7 +244,11 @@ def describe(model, batch, settings, frozen=False):
     Returns:
         dict: labelled, unlabelled, float32 (B, D), raw; labels, int (B,).
     """
-    images = augment.flip_and_crop(preprocess(batch["images"]), batch["flips"], batch["offsets"])
+    images = preprocess(batch["images"])
+    if "boxes" in batch:
+        images = crop.crop_and_flip(images, batch["boxes"], batch["flips"])
+    else:
+        images = augment.flip_and_crop(images, batch["flips"], batch["offsets"])
     size = batch["labels"].shape[0]
     labelled = model.describe(images[:size], training=True)
     unlabelled = model.describe(images[size:], training=True)
