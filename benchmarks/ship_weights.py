@@ -5,8 +5,11 @@
 Writes gpq_tf/weights/NAME.keras and its line of gpq_tf/weights/SHA256SUMS, and prints what models/README.md says of it:
 size, sha256, and the mAP on the embedded sample and on the whole of CIFAR-10, of the 32-bit model and of the 16-bit
 one, by the protocol of the model's head; of a CGD model Recall@k, on its sample and on --data_dir, a set in the
-original's layout. With --pull a GPQ model gets the codewords that training assigned images to,
-each pulled towards the prototypes near it, in place of the plain ones with which the original searches.
+original's layout.
+
+--codebook=kmeans gives a GPQ model codewords that Faiss's k-means fits to the descriptors of the unlabelled images, in
+place of those that training learned, which descriptors have left behind (benchmarks/gpq_scoring.py tells what it is
+worth).
 """
 
 import argparse
@@ -22,11 +25,11 @@ def main(arguments=None):
     parser.add_argument("model")
     parser.add_argument("name")
     parser.add_argument("--data_dir", default="./cifar10")
-    parser.add_argument("--pull", action="store_true", help="search with the codewords of training")
+    parser.add_argument("--codebook", choices=("learned", "kmeans"), default="learned")
     options = parser.parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-    from gpq_tf import load_model
+    from gpq_tf import codebooks, data, load_model
 
     target = WEIGHTS / f"{options.name}.keras"
     model = load_model(options.model)
@@ -36,9 +39,11 @@ def main(arguments=None):
     }
     model.record["origin"] = model.record["origin"].replace("models/", "")
     model.record["source"] = model.record["source"].split(" from ")[0]
-    if options.pull:
-        model.head.quantizer.codebook.assign(model.head.pulled_codebook(model.record["settings"]["alpha"]))
-        model.record["pulled"] = True
+    if options.codebook == "kmeans":
+        unlabelled = data.load("cifar10_folder", options.data_dir).unlabelled_images
+        n_book, n_word, _ = model.codebook.shape
+        model.head.quantizer.codebook.assign(codebooks.fit(model.embed(unlabelled), n_book, n_word)[0])
+        model.record["codebook"] = f"k-means of the descriptors of {len(unlabelled):,} unlabelled images"
     model.save(target, weights_dtype="float16")
     write_sums()
     content = target.read_bytes()
