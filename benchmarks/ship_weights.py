@@ -7,14 +7,16 @@ size, sha256, and the mAP on the embedded sample and on the whole of CIFAR-10, o
 one, by the protocol of the model's head; of a CGD model Recall@k, on its sample and on --data_dir, a set in the
 original's layout.
 
---codebook=kmeans gives a GPQ model codewords that Faiss's k-means fits to the descriptors of the unlabelled images, in
-place of those that training learned, which descriptors have left behind (benchmarks/gpq_scoring.py tells what it is
-worth).
+A GPQ model can be shipped with other codewords than the learned ones, which its descriptors have left behind:
+--codebook=pulled, those that training assigned images to, each pulled towards the prototypes near it; or
+--codebook=kmeans, fitted by Faiss to the descriptors of the unlabelled images. benchmarks/gpq_scoring.py tells what
+either is worth.
 """
 
 import argparse
 import hashlib
 import os
+import re
 from pathlib import Path
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "gpq_tf" / "weights"
@@ -25,7 +27,8 @@ def main(arguments=None):
     parser.add_argument("model")
     parser.add_argument("name")
     parser.add_argument("--data_dir", default="./cifar10")
-    parser.add_argument("--codebook", choices=("learned", "kmeans"), default="learned")
+    parser.add_argument("--no_scores", action="store_true", help="write the file alone")
+    parser.add_argument("--codebook", choices=("learned", "pulled", "kmeans"), default="learned")
     options = parser.parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -35,10 +38,15 @@ def main(arguments=None):
     model = load_model(options.model)
     # The folder that it was trained in means nothing to who loads it.
     model.record["settings"] = {
-        name: value for name, value in model.record["settings"].items() if not name.endswith(("_path", "_dir"))
+        name: Path(value).name if name in ("resume", "init") and value else value
+        for name, value in model.record["settings"].items()
+        if not name.endswith(("_path", "_dir"))
     }
-    model.record["origin"] = model.record["origin"].replace("models/", "")
+    model.record["origin"] = re.sub(r"\S+/", "", model.record["origin"])
     model.record["source"] = model.record["source"].split(" from ")[0]
+    if options.codebook == "pulled":
+        model.head.quantizer.codebook.assign(model.head.pulled_codebook(model.record["settings"]["alpha"]))
+        model.record["codebook"] = "pulled towards the prototypes, as in training"
     if options.codebook == "kmeans":
         unlabelled = data.load("cifar10_folder", options.data_dir).unlabelled_images
         n_book, n_word, _ = model.codebook.shape
@@ -48,6 +56,8 @@ def main(arguments=None):
     write_sums()
     content = target.read_bytes()
     print(f"{target.name}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+    if options.no_scores:
+        return
     for dataset in ("cgd_sample", "image_lists") if model.head_name == "cgd" else ("cifar10_sample", "cifar10_folder"):
         for what, path in (("32 bits, as trained", options.model), ("16 bits, as shipped", target)):
             print(f"{dataset}, {what}: {scores(load_model(path), dataset, options.data_dir)}", flush=True)

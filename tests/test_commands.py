@@ -185,7 +185,7 @@ def test_without_a_model_the_shipped_one_is_shown_and_the_sample_announced(here,
     (line,) = [line for line in printed.splitlines() if "embedded CIFAR-10 sample" in line]
     assert "--download=True" in line
     # what models/README.md's card says of the sample
-    assert float(re.search(r"mAP: (.*)", printed)[1]) > 0.4
+    assert float(re.search(r"mAP: (.*)", printed)[1]) > 0.6
     assert len(list(here.glob("retrieval_result_*.png"))) == 1
 
 

@@ -33,15 +33,15 @@ def test_a_notebook_is_what_its_script_makes(script):
     assert {kind for kind, _ in made} == {"code", "markdown"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected", "files"),
     [
         ("search_images", ["10,800 codes of 6 bytes", "mAP 0.", "True"], ["gallery.safetensors", "ranked_list.png"]),
-        pytest.param(
+        (
             "train",
             ["epoch 2: loss", "R@1"],
             ["models_gpq/gpq_48bits_2.keras", "models_spq/spq_32bits_best.keras", "models_cgd/cgd_96d_best.keras"],
-            marks=pytest.mark.slow,
         ),
     ],
 )
