@@ -132,3 +132,19 @@ def test_recall_at_k_refuses(change, message):
     with pytest.raises(ValueError) as error:
         recall_at_k(**arguments | change)
     assert str(error.value).endswith(message)
+
+
+def test_embeddings_that_are_nearly_alike_take_no_longer(monkeypatch):
+    """A network that has hardly learned: unit vectors within .01 of each other, of which few need float64."""
+    rng = np.random.default_rng(0)
+    mean = rng.normal(size=256)
+    embeddings = mean / np.linalg.norm(mean) + rng.normal(size=(300, 256)) * 5e-4
+    embeddings = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype("float32")
+    labels = np.arange(300) % 20
+    measured, exact = [], recall._exact_distances
+    monkeypatch.setattr(
+        recall, "_exact_distances", lambda e, row, others: measured.append(len(others)) or exact(e, row, others)
+    )
+    found = recall_at_k(embeddings, labels)
+    assert found == plain_recall(embeddings, labels[:, None] == labels, (1, 2, 4, 8))
+    assert np.mean(measured) < 10

@@ -18,8 +18,9 @@ def recall_at_k(embeddings, labels, ks=(1, 2, 4, 8), *, similarity=None):
     leaves it to chance.
 
     No list is sorted: query q hits at k exactly if its nearest relevant embedding, at distance d, has fewer than k
-    others before it. Those are counted from float32 matrix products; the few that lie within rounding of d are
-    measured again, one by one in float64, so that equal embeddings are equally far.
+    others before it. Those are counted from float32 matrix products of what the embeddings differ from their mean by,
+    which keeps the digits of embeddings that are nearly alike; the few that lie within rounding of d are measured
+    again, one by one in float64, so that equal embeddings are equally far.
 
     Args:
         embeddings: float (N, D), finite; compared as float32.
@@ -39,25 +40,29 @@ def recall_at_k(embeddings, labels, ks=(1, 2, 4, 8), *, similarity=None):
         >>> recall_at_k([[0.0], [1.0], [3.0], [7.0]], ["cat", "dog", "cat", "dog"], ks=(1, 2))
         {1: 0.0, 2: 0.75}
     """
-    embeddings, squares = _checked(embeddings)
+    embeddings = _checked(embeddings)
     ks = checked_ranks("ks", ks)
     relevant_to = relevance(labels, labels, similarity, (len(embeddings), len(embeddings)))
-    ranks = np.concatenate(list(_first_hits(embeddings, squares, relevant_to)))
+    ranks = np.concatenate(list(_first_hits(embeddings, relevant_to)))
     return {k: float(np.mean(ranks <= k)) for k in ks.tolist()}
 
 
-def _first_hits(embeddings, squares, relevant_to):
+def _first_hits(embeddings, relevant_to):
     """For block after block of embeddings, the rank of each one's nearest relevant other; inf where there is none."""
     n, dimension = embeddings.shape
     size = max(1, min(n, _BLOCK_ENTRIES // n))
+    # Distances stay what they are when all embeddings move by the same: from their mean, the shortest on the whole.
+    centred = embeddings - embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
+    squares = np.einsum("nd,nd->n", centred, centred, dtype=np.float64)
     lengths = np.sqrt(squares)
-    # |computed - true| <= (D + 8) u (|q| + |x|)^2 with u = 2^-24: the dot product's error bound (Higham, "Accuracy and
-    # Stability of Numerical Algorithms", section 3.1) and six more roundings; the last term is for underflow.
-    tolerance = (dimension + 8) * 2.0**-24 * (lengths + lengths.max()) ** 2 + np.finfo(np.float32).tiny
+    # |computed - true| <= (D + 12) u (|q| + |x|)^2 with u = 2^-24: the dot product's error bound (Higham, "Accuracy and
+    # Stability of Numerical Algorithms", section 3.1), the rounding of the differences from the mean (each by u of
+    # itself) and six more; the last term is for underflow.
+    tolerance = (dimension + 12) * 2.0**-24 * (lengths + lengths.max()) ** 2 + np.finfo(np.float32).tiny
     squares = squares.astype(np.float32)
     for start in range(0, n, size):
         rows = np.arange(start, min(start + size, n))
-        distances = embeddings[rows] @ embeddings.T
+        distances = centred[rows] @ centred.T
         distances *= -2
         distances += squares[rows, None]
         distances += squares
@@ -88,16 +93,17 @@ def _exact_distances(embeddings, row, others):
 
 
 def _checked(embeddings):
-    """float32 (N, D), and the float64 (N,) squares of their lengths."""
+    """float32 (N, D), whose squared distances fit float32."""
     with np.errstate(over="ignore"):  # float64 values above float32's become inf and are refused below
         embeddings = np.asarray(embeddings, np.float32)
     if embeddings.ndim != 2 or embeddings.size == 0:
         raise ValueError(f"Invalid embeddings. Expected shape (N, D), not empty. Received: shape {embeddings.shape}")
     squares = np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64)
-    fits = squares < np.finfo(np.float32).max / 8  # so that (|q| + |x|)^2 and what leads to it stay finite
+    # Taken from their mean they are at most twice as long; (|q| + |x|)^2 and what leads to it are to stay finite.
+    fits = squares < np.finfo(np.float32).max / 32
     if not fits.all():
         raise ValueError(
             "Invalid embeddings. Expected finite values whose squared distances fit float32. "
             f"Received: others in row {fits.argmin()}"
         )
-    return embeddings, squares
+    return embeddings
