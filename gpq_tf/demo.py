@@ -14,7 +14,11 @@ from gpq_tf.data.similarity import read_similarity
 from gpq_tf.network import in_precision, load_model
 
 # What is evaluated where model_load_path names nothing, by head.
-SHIPPED_MODELS = {"gpq": "gpq-cifar10-48bits", "spq": "spq-cifar10-32bits"}
+SHIPPED_MODELS = {
+    "gpq": "gpq-cifar10-48bits",
+    "spq": "spq-cifar10-32bits",
+    "cgd": "cgd-tinyimagenet-32bytes",
+}
 RESULT = "retrieval_result"
 # Images shown for a photo of the user.
 N_ANSWERS = 10

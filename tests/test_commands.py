@@ -189,6 +189,18 @@ def test_without_a_model_the_shipped_one_is_shown_and_the_sample_announced(here,
     assert len(list(here.glob("retrieval_result_*.png"))) == 1
 
 
+def test_the_shipped_cgd_is_shown_on_its_own_sample(here, capsys):
+    assert run("demo", "--head=cgd") == 0
+    printed = capsys.readouterr().out
+    assert "the shipped cgd-tinyimagenet-32bytes, since ./models/cgd_1536d_best.keras does not exist" in printed
+    assert "384 images of 24 unseen classes, from the embedded sample of Tiny ImageNet, since ./data" in printed
+    of_descriptors, of_codes = re.findall(r"^R@   1: (.*)$", printed, re.MULTILINE)
+    # chance is .04
+    assert min(float(of_descriptors), float(of_codes)) > 0.15
+    assert "codes, 32 bytes each" in printed
+    assert len(list(here.glob("retrieval_result_*.png"))) == 1
+
+
 def test_a_home_that_is_missing_or_closed_holds_no_data(here, monkeypatch):
     from gpq_tf.data import cifar10
 
