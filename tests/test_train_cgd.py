@@ -409,7 +409,7 @@ def test_mistakes_of_the_demo_are_named(run, folders, more, message):
     assert message in str(caught.value)
 
 
-def test_without_a_model_the_demo_says_where_it_looked(monkeypatch, tmp_path):
+def test_the_shipped_model_never_replaces_one_that_was_asked_for(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"'\./models/cgd_1536d_best\.keras', which does not exist"):
-        demo.run(settings_module.resolve(["--head=cgd"], NO_FILE))
+    with pytest.raises(ValueError, match=r"'mine\.keras', which does not exist"):
+        demo.run(settings_module.resolve(["--head=cgd", "--model_load_path=mine.keras"], NO_FILE))
