@@ -1,14 +1,13 @@
-"""Train GPQ from scratch on the whole of CIFAR-10 and score it: several seeds, and with each loss switched off.
+"""Train GPQ on the whole of CIFAR-10 and score it: several seeds, each loss switched off, several lengths of codes.
 
     python benchmarks/learning.py ./cifar10 --plan=full        # 3 seeds, full width, 20 epochs
     python benchmarks/learning.py ./cifar10 --plan=ablation    # 6 variants x 3 seeds, width .25, 20 epochs
     python benchmarks/learning.py ./cifar10 --plan=bits --pretrained=FILE   # 12 to 48 bits, with and without the
                                                                # unlabelled images, width .25, 100 epochs, 1 seed
 
-FILE is what benchmarks/pretrain.py wrote with --width=0.25. Each run is trained by gpq_tf.trainer.train as train.py
-does, with the published protocol (5,000 labelled, 54,000 unlabelled images that are also the gallery, 1,000 queries),
-and scored with raw vectors as the original does, with normalised ones, and these also with "pulled" codewords: those
-that training assigned images to, each moved towards the prototypes near it. A run that is already in
+FILE is what benchmarks/pretrain.py wrote with --width=0.25; the other plans start from scratch. Each run is trained by
+gpq_tf.trainer.train as train.py does, with the published protocol (5,000 labelled, 54,000 unlabelled images that are
+also the gallery, 1,000 queries), and scored in all the ways of benchmarks/gpq_scoring.py. A run that is already in
 benchmarks/results/learning_PLAN.json with the same settings is not repeated, so the script can be stopped and started
 again. Prints a line per run and the mean and spread of each variant.
 """
@@ -20,6 +19,8 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+
+import gpq_scoring
 
 RESULTS = Path(__file__).parent / "results"
 COMMON = ("--precision=mixed_bfloat16",)
@@ -48,7 +49,6 @@ PLANS = {
         },
     ),
 }
-SCORINGS = ("normalised", "raw", "pulled")
 # The original's checkpoint of 20 epochs from scratch, as recorded with it (docs/fidelity.md).
 RECORDED = {"raw": 0.3517, "normalised": 0.3538}
 
@@ -66,7 +66,8 @@ def main(arguments=None):
     seeds, common, variants = PLANS[options.plan]
     out = RESULTS / f"learning_{options.plan}.json"
     result = json.loads(out.read_text()) if out.exists() else {"runs": []}
-    result["command"] = f"python benchmarks/learning.py ./cifar10 --plan={options.plan}"
+    start = " --pretrained=FILE" if options.pretrained else ""
+    result["command"] = f"python benchmarks/learning.py ./cifar10 --plan={options.plan}{start}"
     result["recorded_with_the_original_after_20_epochs"] = RECORDED
     files = [f"--data_dir={options.data_dir}"]
     if options.pretrained:
@@ -94,10 +95,10 @@ def _write(out, result):
 
 
 def _run(given, with_pairs):
-    """Train once, score three times."""
+    """Train once, score in several ways."""
     import keras
 
-    from gpq_tf import data, losses, retrieval, settings, trainer
+    from gpq_tf import data, losses, settings, trainer
     from gpq_tf.network import load_model
 
     published = losses.n_pair_product_quantization
@@ -111,19 +112,14 @@ def _run(given, with_pairs):
             start = time.time()
             _, path = trainer.train(chosen, images)
             seconds = time.time() - start
-            scores = {}
-            for scoring in SCORINGS:
-                model = load_model(path, legacy=scoring == "raw")
-                if scoring == "pulled":
-                    model.head.quantizer.codebook.assign(model.head.pulled_codebook(chosen.alpha))
-                scores[f"mAP_{scoring}"] = round(retrieval.evaluate(model, images)["mAP"], 5)
+            scores = gpq_scoring.scores(load_model(path, legacy=True), images)
             (log_file,) = Path(folder).glob("*.log.jsonl")
             log = [json.loads(line) for line in log_file.open()]
     finally:
         losses.n_pair_product_quantization = published
     steps = [entry for entry in log if entry["event"] == "step"]
     return {
-        **scores,
+        **{f"mAP_{name}": round(score, 5) for name, score in scores.items()},
         "steps": len(steps),
         "training_seconds": round(seconds, 1),
         "median_images_per_second": statistics.median(entry["images_per_second"] for entry in steps),
@@ -134,11 +130,9 @@ def _run(given, with_pairs):
 def _summary(name, runs):
     runs = [run for run in runs if run["variant"] == name]
     summary = {"variant": name, "seeds": len(runs)}
-    for scoring in SCORINGS:
-        scores = [run[f"mAP_{scoring}"] for run in runs if f"mAP_{scoring}" in run]
-        if not scores:  # runs of before there were pulled codewords
-            continue
-        summary[f"mAP_{scoring}"] = {
+    for scoring in (name for name in runs[0] if name.startswith("mAP_")):
+        scores = [run[scoring] for run in runs]
+        summary[scoring] = {
             "mean": round(statistics.mean(scores), 4),
             "smallest": round(min(scores), 4),
             "largest": round(max(scores), 4),

@@ -16,6 +16,7 @@ numbers; the finished run removes it.
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -100,9 +101,9 @@ def main(arguments=None):
         x = window.crop_and_flip(batch["images"], batch["flips"], batch["offsets"], WINDOW, WINDOW)
         return loss(vgg.preprocess(x), batch["labels"])
 
-    margin = images.shape[1] - WINDOW
-    image_step = make_step(model, losses_of_images, optimizer)
-    window_step = make_step(model, losses_of_windows, optimizer)
+    draw_windows = functools.partial(window.draw_crop_and_flip, margin=images.shape[1] - WINDOW)
+    on_windows = draw_windows, make_step(model, losses_of_windows, optimizer)
+    on_images = augment.draw_flip_and_crop, make_step(model, losses_of_images, optimizer)
     predict = compiled_call(model, lambda x: ops.argmax(model(vgg.preprocess(x)), axis=-1))
 
     def accuracy():
@@ -116,17 +117,14 @@ def main(arguments=None):
     history, seconds = read_state(state, run, variables) if state.exists() else ([], 0.0)
     start = time.time() - seconds
     for epoch in range(len(history), options.epochs):
+        draw, take_step = on_windows if epoch < options.window_epochs else on_images
         rng = augment.generator(options.seed, epoch, 0)
         order = rng.permutation(len(images))
         losses = []
         for i in range(steps_per_epoch):
             chosen = order[i * options.batch_size : (i + 1) * options.batch_size]
-            if epoch < options.window_epochs:
-                flips, offsets = window.draw_crop_and_flip(rng, len(chosen), margin)
-            else:
-                flips, offsets = augment.draw_flip_and_crop(rng, len(chosen))
+            flips, offsets = draw(rng, len(chosen))
             batch = {"images": images[chosen], "labels": labels[chosen], "flips": flips, "offsets": offsets}
-            take_step = window_step if epoch < options.window_epochs else image_step
             losses.append(take_step(batch)["loss"])
         history.append({"epoch": epoch + 1, "loss": float(np.mean([float(x) for x in losses])), "top1": accuracy()})
         print(json.dumps(history[-1]), f"{time.time() - start:.0f} s", flush=True)

@@ -1,7 +1,7 @@
 """Write Tiny ImageNet at 32 x 32 as image folders that CGD trains on: the classes that a smaller set trains on, only.
 
     python benchmarks/tinyimagenet_folders.py SOURCE.npz SET FOLDER
-    python train.py --head=cgd --dataset=image_folders --data_dir=FOLDER --image_size=32 ...
+    python train.py --head=cgd --dataset=image_folders --data_dir=FOLDER --image_size=64 ...
 
 SOURCE packs JPEG files (see gpq_tf/data/jpegs.py, and wnids). SET is the smaller set, in the original's layout, cut
 from Tiny ImageNet too, so that its files are named after their class (images/001.reel/n04067472_219.JPEG). FOLDER/train

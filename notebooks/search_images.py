@@ -37,7 +37,8 @@ index = gpq_tf.PQIndex(model.codebook, model.search_metric)
 index.add(model.encode(sample.gallery_images))
 print(f"{len(index):,} codes of {retrieval.bytes_a_code(model)} bytes")
 
-distances, ids = index.search(model.embed(sample.query_images), k=10)
+queries = model.embed(sample.query_images)
+distances, ids = index.search(queries, k=10)
 print(ids[0], distances[0].round(3))
 
 # %% [markdown]
@@ -46,16 +47,8 @@ print(ids[0], distances[0].round(3))
 # A green frame marks an answer of the query's class, a red one any other.
 
 # %%
-query = 7
-visualize.ranked_list(
-    "ranked_list.png",
-    sample.query_images[query],
-    int(sample.query_labels[query]),
-    sample.gallery_images[ids[query]],
-    sample.gallery_labels[ids[query]].tolist(),
-    sample.gallery_labels[ids[query]] == sample.query_labels[query],
-    sample.class_names,
-)
+answers = retrieval.answers(7, {"index": index, "queries": queries}, sample)
+visualize.ranked_list("ranked_list.png", **answers, class_names=sample.class_names)
 plt.figure(figsize=(12, 5))
 plt.imshow(plt.imread("ranked_list.png"))
 plt.axis("off")
@@ -67,8 +60,8 @@ plt.show()
 # Mean average precision over all ranks, as the papers measure it: equal distances keep the order of the gallery.
 
 # %%
-found = retrieval.evaluate(model, sample)
-print(f"mAP {found['mAP']:.4f}")
+score = metrics.mean_average_precision(queries, sample.query_labels, index, sample.gallery_labels)
+print(f"mAP {score:.4f}")
 right = sample.gallery_labels[ids] == sample.query_labels[:, None]
 print(f"of the first ten answers {right.mean():.1%} are of the query's class")
 usage = metrics.codebook_usage(index.codes, index.K)
@@ -82,7 +75,7 @@ print("codewords in use, book by book:", usage["used"].tolist())
 # %%
 index.save("gallery.safetensors")
 again = gpq_tf.PQIndex.load("gallery.safetensors")
-print((again.search(model.embed(sample.query_images), k=10)[1] == ids).all())
+print((again.search(queries, k=10)[1] == ids).all())
 
 # %% [markdown]
 # ## Your own images

@@ -20,7 +20,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from tqdm.auto import tqdm
 
-from gpq_tf import data, load_model, retrieval, settings, trainer
+from gpq_tf import data, heads, load_model, retrieval, settings, trainer
 
 # %% [markdown]
 # `SMALL` makes everything short enough for a laptop without a GPU: the embedded sample of CIFAR-10 and a sixteenth of
@@ -35,7 +35,7 @@ TINY = ["--dataset=cifar10_sample", "--width_multiplier=0.0625"]
 def train(*given):
     """Train with the settings of config.py, given as on the command line of train.py; returns (path, images)."""
     chosen = settings.resolve(given, "no config.py")
-    images = data.load_for(chosen, {"gpq": "gpq", "spq": "train_test", "cgd": "unseen_classes"}[chosen.head])
+    images = data.load_for(chosen, heads.recipe(chosen.head).PROTOCOL)
     print(images.source)
     _, path = trainer.train(chosen, images, report=print, progress=tqdm)
     return path, images
