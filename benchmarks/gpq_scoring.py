@@ -6,13 +6,15 @@
     normalised  as this library does: unit sub-vectors, unit codewords
     pulled      normalised, with the codewords that training assigned images to, each pulled towards the prototypes
                 near it (benchmarks/ship_weights.py --codebook=pulled)
-    k-means     normalised, with a codebook of the same size that Faiss fits to the gallery's descriptors
+    k-means     normalised, with a codebook of the same size that Faiss, where it is installed, fits to the gallery's
+                descriptors
     float32     descriptors that are not quantized at all: what codes of any size could reach
 
 Prints a line a model, and writes all of them to benchmarks/results/gpq_scoring.json.
 """
 
 import argparse
+import importlib.util
 import os
 from pathlib import Path
 
@@ -52,8 +54,10 @@ def scores(model, images):
     learned = model.codebook
     n_book, n_word, _ = learned.shape
     gallery, queries = (np.asarray(normalize_books(part, n_book)) for part in (raw_gallery, raw_queries))
-    pulled = np.asarray(model.head.pulled_codebook(model.record["settings"]["alpha"]))
-    fitted, _ = codebooks.fit(gallery, n_book, n_word)
+    searched = {"normalised": learned}
+    searched["pulled"] = np.asarray(model.head.pulled_codebook(model.record["settings"]["alpha"]))
+    if importlib.util.find_spec("faiss"):
+        searched["k-means"], _ = codebooks.fit(gallery, n_book, n_word)
 
     def score(codebook, queries):
         model.head.quantizer.codebook.assign(codebook)
@@ -62,7 +66,7 @@ def scores(model, images):
         return mean_average_precision(queries, images.query_labels, index, images.gallery_labels)
 
     found = {"raw": score(learned, raw_queries)}
-    for name, codebook in (("normalised", learned), ("pulled", pulled), ("k-means", fitted)):
+    for name, codebook in searched.items():
         found[name] = score(np.asarray(l2_normalize(codebook)), queries)
     ranked = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")
     relevant = images.gallery_labels[ranked] == images.query_labels[:, None]

@@ -3,13 +3,15 @@
     python benchmarks/learning.py ./cifar10 --plan=full        # 3 seeds, full width, 20 epochs
     python benchmarks/learning.py ./cifar10 --plan=ablation    # 6 variants x 3 seeds, width .25, 20 epochs
     python benchmarks/learning.py ./cifar10 --plan=bits --pretrained=FILE   # 12 to 48 bits, with and without the
-                                                               # unlabelled images, width .25, 100 epochs, 1 seed
+                                                               # unlabelled images, 60 epochs, 1 seed
 
-FILE is what benchmarks/pretrain.py wrote with --width=0.25; the other plans start from scratch. Each run is trained by
-gpq_tf.trainer.train as train.py does, with the published protocol (5,000 labelled, 54,000 unlabelled images that are
-also the gallery, 1,000 queries), and scored in all the ways of benchmarks/gpq_scoring.py. A run that is already in
-benchmarks/results/learning_PLAN.json with the same settings is not repeated, so the script can be stopped and started
-again. Prints a line per run and the mean and spread of each variant.
+FILE is what benchmarks/pretrain.py wrote; the other plans start from scratch. With KERAS_BACKEND=jax on a GPU the plan
+bits takes minutes; --variants picks rows of it, so that several processes can share it, each with its own --out.
+
+Each run is trained by gpq_tf.trainer.train as train.py does, with the published protocol (5,000 labelled, 54,000
+unlabelled images that are also the gallery, 1,000 queries), and scored in all the ways of benchmarks/gpq_scoring.py. A
+run that is already in benchmarks/results/learning_PLAN.json with the same settings is not repeated, so the script can
+be stopped and started again. Prints a line per run and the mean and spread of each variant.
 """
 
 import argparse
@@ -29,7 +31,7 @@ PLANS = {
     "full": ((0, 1, 2), ("--total_epochs=20",), {"published": ((), True)}),
     "bits": (
         (0,),
-        ("--total_epochs=100", "--width_multiplier=0.25"),
+        ("--total_epochs=60",),
         {
             f"{4 * n_book} bits{what}": ((f"--n_book={n_book}", *own), True)
             for n_book in (3, 6, 8, 12)
@@ -58,13 +60,17 @@ def main(arguments=None):
     parser.add_argument("data_dir")
     parser.add_argument("--plan", choices=PLANS, default="full")
     parser.add_argument("--pretrained", type=Path, help="backbone to start from, for the plan bits")
+    parser.add_argument("--variants", nargs="*", help="rows of the plan to run, by the beginnings of their names")
+    parser.add_argument("--out", type=Path, help="benchmarks/results/learning_PLAN.json is the default")
     options = parser.parse_args(arguments)
     if (options.plan == "bits") != bool(options.pretrained):
         parser.error("the plan bits starts from a --pretrained backbone, the others from scratch")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
     seeds, common, variants = PLANS[options.plan]
-    out = RESULTS / f"learning_{options.plan}.json"
+    if options.variants:
+        variants = {name: own for name, own in variants.items() if name.startswith(tuple(options.variants))}
+    out = options.out or RESULTS / f"learning_{options.plan}.json"
     result = json.loads(out.read_text()) if out.exists() else {"runs": []}
     start = " --pretrained=FILE" if options.pretrained else ""
     result["command"] = f"python benchmarks/learning.py ./cifar10 --plan={options.plan}{start}"
@@ -120,6 +126,7 @@ def _run(given, with_pairs):
     steps = [entry for entry in log if entry["event"] == "step"]
     return {
         **{f"mAP_{name}": round(score, 5) for name, score in scores.items()},
+        "backend": keras.backend.backend(),
         "steps": len(steps),
         "training_seconds": round(seconds, 1),
         "median_images_per_second": statistics.median(entry["images_per_second"] for entry in steps),

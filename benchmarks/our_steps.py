@@ -6,6 +6,7 @@ import numpy as np
 
 # Random images in memory: enough for any batch.
 N_LABELLED, N_UNLABELLED, N_CLASSES = 5000, 54000, 10
+CGD_CLASSES = 100  # of CUB-200-2011; a batch of 128 has 32 of them
 
 
 def settings_of(head, **given):
@@ -13,7 +14,7 @@ def settings_of(head, **given):
     from gpq_tf import settings
 
     if head == "cgd":
-        given = {"init": None, "n_CLASSES": N_CLASSES, **given}
+        given = {"init": None, "n_CLASSES": CGD_CLASSES, **given}
     return settings.resolve([f"--head={head}", *(f"--{key}={value}" for key, value in given.items())], "no config.py")
 
 
@@ -25,9 +26,9 @@ def random_data(chosen):
     rng = np.random.default_rng(0)
     if chosen.head == "cgd":
         side = chosen.image_size * 9 // 8
-        pixels = rng.integers(0, 256, (4 * chosen.batch_size, side, side, 3), "uint8")
-        labels = np.arange(len(pixels)) % N_CLASSES
-        names = list(map(str, range(N_CLASSES)))
+        pixels = rng.integers(0, 256, (4 * max(chosen.batch_size, CGD_CLASSES), side, side, 3), "uint8")
+        labels = np.arange(len(pixels)) % CGD_CLASSES
+        names = list(map(str, range(CGD_CLASSES)))
         listed = types.SimpleNamespace(labels=labels, class_names=names)
         return types.SimpleNamespace(train=ImageSet(listed, side, pixels=pixels))
     labelled, unlabelled = (rng.integers(0, 256, (n, 32, 32, 3), "uint8") for n in (N_LABELLED, N_UNLABELLED))

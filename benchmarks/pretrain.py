@@ -1,18 +1,21 @@
 """Pretrain GPQ's backbone on Tiny ImageNet at 32 x 32, in place of the ImageNet weights that the original starts from.
 
-    python benchmarks/pretrain.py tinyimagenet32_jpeg.npz models/tinyimagenet_quarter.mat --width=0.25
+    python benchmarks/pretrain.py tinyimagenet32_jpeg.npz models/tinyimagenet.mat --precision=mixed_bfloat16
+    python benchmarks/pretrain.py tinyimagenet32_jpeg.npz models/both.mat --unlabelled=./cifar10 ...
 
 SOURCE packs JPEG files: train_bytes (all of them, one after the other), train_offsets, train_labels, and the same with
 val_. The result is a .mat file as ImageNet_pretrained.mat, 40 arrays, for
 `python train.py --ImageNet_pretrained_path=...`; a .json of the same name tells how it was made. Classification with
-AdamW, a cosine to zero, label smoothing, mirror images and shifts. Runs on TensorFlow, or on JAX with
+AdamW, a cosine to zero, label smoothing, random crops and mirror images. Runs on TensorFlow, or on JAX with
 KERAS_BACKEND=jax.
 
-With --window_epochs=N the first N epochs see random windows of 24 x 24 pixels, which cost little more than half of the
-whole images: objects keep their size in pixels, and a part of each is enough to learn from for a while.
+--unlabelled adds what GPQ's protocol has without labels: each step also takes --batch_size of the 59,000 images of
+CIFAR-10 that are no queries, two views of each as SPQ makes them, which are to find one another among all views of the
+step (SPQ's loss without codes, which is SimCLR's, behind two dense layers that are thrown away). No label of CIFAR-10
+is looked at.
 
-Every epoch leaves TARGET.state.npz, from which the same command goes on where it was interrupted, with the same
-numbers; the finished run removes it.
+Every --save_term epochs leave TARGET.state.npz, from which the same command goes on where it was interrupted, with the
+same numbers; the finished run removes it.
 """
 
 import argparse
@@ -26,22 +29,28 @@ from pathlib import Path
 import numpy as np
 
 N_CLASSES = 200
-WINDOW = 24
+# Streams of random numbers, of which each step (or epoch) has its own.
+ORDER, CROPS, CHOICE, FIRST_VIEW, SECOND_VIEW = range(5)
+RECIPE = "simclr"
+PROJECTION = (512, 128)  # widths of the layers between features and the contrast of views
+TEMPERATURE = 0.5
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source")
     parser.add_argument("target", type=Path)
-    parser.add_argument("--width", type=float, default=0.25)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--batch_size", type=int, default=500)
     parser.add_argument("--rate", type=float, default=2e-3, help="largest learning rate of AdamW; cosine to zero")
     parser.add_argument("--weight_decay", type=float, default=5e-2)
-    parser.add_argument("--smoothing", type=float, default=0.0, help="share of a label that goes to all classes")
-    parser.add_argument("--window_epochs", type=int, default=0, help="first epochs, on windows of 24 x 24")
+    parser.add_argument("--smoothing", type=float, default=0.1, help="share of a label that goes to all classes")
+    parser.add_argument("--crop_area", type=float, default=0.35, help="least share of an image that a crop keeps")
+    parser.add_argument("--unlabelled", help="folder of CIFAR-10, whose images without labels are learned along")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--limit", type=int, default=None, help="use only so many training images (to try it out)")
+    parser.add_argument("--save_term", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -50,10 +59,9 @@ def main(arguments=None):
     import scipy.io
     from keras import ops
 
-    from gpq_tf import augment
-    from gpq_tf.augment import window
     from gpq_tf.backbones import vgg
     from gpq_tf.convert.gpq_names import backbone_targets
+    from gpq_tf.data import lazy
     from gpq_tf.data.jpegs import load_jpegs
     from gpq_tf.files import replacing, write_json
     from gpq_tf.ops import compiled_call
@@ -62,24 +70,11 @@ def main(arguments=None):
     images, labels, _ = load_jpegs(options.source, "train")
     val_images, val_labels, _ = load_jpegs(options.source, "val")
     images, labels = images[: options.limit], labels[: options.limit].astype("int32")
-    print(f"{len(images)} training and {len(val_images)} validation images", flush=True)
+    unlabelled = seen_without_labels(options.unlabelled) if options.unlabelled else None
+    print(f"{len(images)} training and {len(val_images)} validation images", end="; ")
+    print("none without labels" if unlabelled is None else f"{len(unlabelled)} without labels", flush=True)
 
-    class Classifier(keras.layers.Layer):
-        """The backbone with one dense layer, thrown away afterwards."""
-
-        def __init__(self):
-            super().__init__()
-            self.backbone = vgg.VGG(options.width, options.seed, dtype=options.precision, name="backbone")
-            initializer = keras.initializers.GlorotUniform(options.seed + 1000)
-            self.dense = keras.layers.Dense(N_CLASSES, kernel_initializer=initializer, dtype="float32", name="dense")
-            self.backbone.build((None, None, None, 3))
-            self.dense.build((None, vgg.feature_size(options.width)))
-            self.built = True
-
-        def call(self, x, training=False):
-            return self.dense(self.backbone(x, training=training))
-
-    model = Classifier()
+    model = make_network(options, vgg)
     steps_per_epoch = len(images) // options.batch_size
     total = options.epochs * steps_per_epoch
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -87,24 +82,8 @@ def main(arguments=None):
     )
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=options.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    optimizer.build(model.trainable_variables)
-    cross_entropy = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=options.smoothing)
-
-    def loss(x, labels):
-        return {"loss": cross_entropy(ops.one_hot(labels, N_CLASSES), model(x, training=True))}
-
-    def losses_of_images(batch):
-        x = augment.flip_and_crop(vgg.preprocess(batch["images"]), batch["flips"], batch["offsets"])
-        return loss(x, batch["labels"])
-
-    def losses_of_windows(batch):
-        x = window.crop_and_flip(batch["images"], batch["flips"], batch["offsets"], WINDOW, WINDOW)
-        return loss(vgg.preprocess(x), batch["labels"])
-
-    draw_windows = functools.partial(window.draw_crop_and_flip, margin=images.shape[1] - WINDOW)
-    on_windows = draw_windows, make_step(model, losses_of_windows, optimizer)
-    on_images = augment.draw_flip_and_crop, make_step(model, losses_of_images, optimizer)
-    predict = compiled_call(model, lambda x: ops.argmax(model(vgg.preprocess(x)), axis=-1))
+    take_step = make_step(model, functools.partial(losses_of, model, options, vgg.preprocess), optimizer)
+    predict = compiled_call(model, lambda x: ops.argmax(model.classify(vgg.preprocess(x)), axis=-1))
 
     def accuracy():
         parts = [np.asarray(predict(val_images[i : i + 500])) for i in range(0, len(val_images), 500)]
@@ -116,19 +95,15 @@ def main(arguments=None):
     run = json.dumps({name: str(value) for name, value in vars(options).items()})
     history, seconds = read_state(state, run, variables) if state.exists() else ([], 0.0)
     start = time.time() - seconds
-    for epoch in range(len(history), options.epochs):
-        draw, take_step = on_windows if epoch < options.window_epochs else on_images
-        rng = augment.generator(options.seed, epoch, 0)
-        order = rng.permutation(len(images))
-        losses = []
-        for i in range(steps_per_epoch):
-            chosen = order[i * options.batch_size : (i + 1) * options.batch_size]
-            flips, offsets = draw(rng, len(chosen))
-            batch = {"images": images[chosen], "labels": labels[chosen], "flips": flips, "offsets": offsets}
-            losses.append(take_step(batch)["loss"])
-        history.append({"epoch": epoch + 1, "loss": float(np.mean([float(x) for x in losses])), "top1": accuracy()})
+    draw = functools.partial(draw_batch, images, labels, unlabelled, options)
+    batches = lazy.ahead(draw, range(len(history) * steps_per_epoch, total))
+    for epoch in range(len(history) + 1, options.epochs + 1):
+        losses = [take_step(next(batches)) for _ in range(steps_per_epoch)]
+        means = {name: float(np.mean([float(each[name]) for each in losses])) for name in losses[0]}
+        history.append({"epoch": epoch, **means, "top1": accuracy()})
         print(json.dumps(history[-1]), f"{time.time() - start:.0f} s", flush=True)
-        write_state(state, run, variables, history, time.time() - start)
+        if epoch % options.save_term == 0:
+            write_state(state, run, variables, history, time.time() - start)
 
     arrays = {
         f"{name}:0": ops.convert_to_numpy(variable) for name, (variable, _) in backbone_targets(model.backbone).items()
@@ -146,6 +121,99 @@ def main(arguments=None):
     )
     state.unlink(missing_ok=True)
     print(f"saved {options.target}")
+
+
+def seen_without_labels(data_dir):
+    """The images of CIFAR-10 that GPQ's training may see, uint8 (59000, 32, 32, 3): all but the queries."""
+    from gpq_tf import data
+
+    cifar10 = data.load("cifar10_folder", data_dir)
+    return np.concatenate([cifar10.labelled_images, cifar10.unlabelled_images])
+
+
+def make_network(options, vgg):
+    """The backbone with what is thrown away afterwards: a classifier, and the projection of views if they are used."""
+    import keras
+    from keras import ops
+
+    class Network(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.backbone = vgg.VGG(options.width, options.seed, dtype=options.precision, name="backbone")
+            self.backbone.build((None, None, None, 3))
+            self.dense, size = dense(N_CLASSES, vgg.feature_size(options.width), 1000)
+            self.projection = []
+            if options.unlabelled:
+                size = vgg.feature_size(options.width)
+                for i, width in enumerate(PROJECTION):
+                    layer, size = dense(width, size, 1001 + i)
+                    self.projection.append(layer)
+            self.built = True
+
+        def classify(self, x, training=False):
+            return self.dense(self.backbone(x, training=training))
+
+        def project(self, x):
+            x = self.projection[0](self.backbone(x, training=True))
+            return self.projection[1](ops.relu(x))
+
+    def dense(width, before, offset):
+        initializer = keras.initializers.GlorotUniform(options.seed + offset)
+        layer = keras.layers.Dense(width, kernel_initializer=initializer, dtype="float32")
+        layer.build((None, before))
+        return layer, width
+
+    return Network()
+
+
+def draw_batch(images, labels, unlabelled, options, step):
+    """What one step sees, a dict of arrays: a function of (seed, step)."""
+    from gpq_tf import augment
+    from gpq_tf.augment import crop
+
+    size = options.batch_size
+    epoch, position = divmod(step, len(images) // size)
+    chosen = order_of(options.seed, epoch, len(images))[position * size : (position + 1) * size]
+    rng = augment.generator(options.seed, step, CROPS)
+    boxes = crop.draw_boxes(rng, size, images.shape[1:3], least_area=options.crop_area)
+    batch = {"images": images[chosen], "labels": labels[chosen], "boxes": boxes, "flips": rng.random(size) < 0.5}
+    if unlabelled is None:
+        return batch
+    chosen = augment.generator(options.seed, step, CHOICE).choice(len(unlabelled), size, replace=False)
+    views = {
+        name: augment.draw_views(augment.generator(options.seed, step, stream), size, unlabelled.shape[1:3], RECIPE)
+        for name, stream in (("first", FIRST_VIEW), ("second", SECOND_VIEW))
+    }
+    return {**batch, "unlabelled": unlabelled[chosen], **views}
+
+
+@functools.lru_cache(2)
+def order_of(seed, epoch, n):
+    from gpq_tf import augment
+
+    return augment.generator(seed, epoch, ORDER).permutation(n)
+
+
+def losses_of(model, options, preprocess, batch):
+    """Cross-entropy of the labelled images, plus the contrast of the views where there are any."""
+    from keras import ops
+
+    from gpq_tf import augment, losses
+    from gpq_tf.augment import crop
+
+    x = crop.crop_and_flip(preprocess(batch["images"]), batch["boxes"], batch["flips"])
+    logits = model.classify(x, training=True)
+    classified = losses.classification_smoothed(batch["labels"], logits, 1.0, options.smoothing)
+    if "unlabelled" not in batch:
+        return {"loss": classified}
+    pixels = ops.cast(batch["unlabelled"], "float32") / 255
+    first, second = (
+        model.project(preprocess(255 * augment.apply_views(pixels, batch[view], RECIPE)))
+        for view in ("first", "second")
+    )
+    # With descriptors in the place of quantized ones both halves of SPQ's loss are SimCLR's.
+    contrast = losses.cross_quantized_contrastive(first, second, first, second, TEMPERATURE) / 2
+    return {"loss": classified + contrast, "classification": classified, "contrast": contrast}
 
 
 def write_state(path, run, variables, history, seconds):

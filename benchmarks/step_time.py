@@ -11,8 +11,8 @@ next batch while one is trained on: "outside" is the share of that time in which
 what a step takes longer because its batch comes from the host's memory.
 
 With JAX, the operations of the backbone are counted by XLA (three times those of the way forward), and --peak, the
-processor's operations a second, gives the share of it that a whole step reaches. Writes
-benchmarks/results/step_time_<backend>.json.
+processor's operations a second, gives the share of it that a whole step reaches; --profile tells how long a GPU was
+busy while steps were taken, and with what. Writes benchmarks/results/step_time_<backend>.json.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import step_profile
 
 HERE = Path(__file__).parent
 HEADS = ("gpq", "spq", "cgd")
@@ -38,6 +39,7 @@ def main(arguments=None):
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak", type=float, help="operations a second")
+    parser.add_argument("--profile", action="store_true", help="with JAX: also what the time goes to")
     parser.add_argument("--out", type=Path, help="benchmarks/results/step_time_<backend>.json is the default")
     options = parser.parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -48,12 +50,24 @@ def main(arguments=None):
     from gpq_tf.files import write_json
 
     backend = keras.backend.backend()
-    report = {"command": "python benchmarks/step_time.py", "backend": backend, "machine": machine(), "heads": {}}
+    where = {"backend": backend, "machine": machine(), "device": _device()}
+    report = {"command": "python benchmarks/step_time.py", **where, "heads": {}}
     for head in options.heads:
         for precision in options.precisions:
             found = report["heads"].setdefault(head, {})[precision] = measure(head, precision, options)
             print(head, precision, found, flush=True)
     write_json(options.out or HERE / "results" / f"step_time_{backend}.json", report)
+
+
+def _device():
+    """What JAX computes on, such as "NVIDIA H100 80GB HBM3"; None with TensorFlow."""
+    import keras
+
+    if keras.backend.backend() != "jax":
+        return None
+    import jax
+
+    return jax.devices()[0].device_kind
 
 
 def measure(head, precision, options):
@@ -96,7 +110,8 @@ def measure(head, precision, options):
         "outside": _share_outside(whole, data, recipe, chosen, options.steps * options.rounds),
         "whole_step_range_s": [round(min(seconds["whole"]), 4), round(max(seconds["whole"]), 4)],
     }
-    return found | _share_of_peak(model, images, found, options.peak)
+    found |= _share_of_peak(model, images, found, options.peak)
+    return found | ({"profile": step_profile.profile(whole, resident)} if options.profile else {})
 
 
 def _through_the_network(batch, chosen):
@@ -169,12 +184,22 @@ def _share_of_peak(model, images, found, peak):
         return {}
     import jax
 
-    # counted of the description of the function: nothing is compiled
-    forward = jax.jit(lambda x: model.backbone.stateless_call(*values, x, training=False)[0])
-    values = [[each.value for each in group] for group in (model.backbone.trainable_variables,)]
-    values.append([each.value for each in model.backbone.non_trainable_variables])
+    # Counted of the description of the function, for a CPU, where none is a library's call: nothing is compiled.
+    def forward(x, *values):
+        return model.backbone.stateless_call(*values, x, training=False)[0]
+
+    def shape_of(each):
+        return jax.ShapeDtypeStruct(each.shape, each.dtype)
+
+    groups = (model.backbone.trainable_variables, model.backbone.non_trainable_variables)
     one = jax.ShapeDtypeStruct((1, *images.shape[1:]), "float32")
-    operations = 3 * forward.lower(one).cost_analysis()["flops"] * len(images)
+    with jax.default_device(jax.devices("cpu")[0]):
+        analysis = (
+            jax.jit(forward).lower(one, *([shape_of(each) for each in group] for group in groups)).cost_analysis()
+        )
+    if analysis is None:
+        return {}
+    operations = 3 * analysis["flops"] * len(images)
     rate = operations / found["whole_step_s"]
     counted = {"operations": operations, "operations_per_s": round(rate)}
     return counted | ({"share_of_peak": round(rate / peak, 4)} if peak else {})

@@ -146,17 +146,15 @@ def all_finite(tensors):
 def _jax_step(model, describe, losses_of, optimizer, clip_norm):
     import jax
 
-    # JAX knows no variables: their values go in and come out.
-    def with_values(function, trainable, state, slots):
-        """What `function()` returns where the variables have these values, and the state that it leaves."""
-        values = [
-            *zip(model.trainable_variables, trainable, strict=True),
-            *zip(model.non_trainable_variables, state, strict=True),
-            *zip(optimizer.variables, slots, strict=True),
-        ]
-        with keras.StatelessScope(state_mapping=values) as scope:
+    # JAX knows no variables: their values go in and come out. Keras walks through all layers to list them, so once.
+    groups = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
+
+    def with_values(function, *values):
+        """What `function()` returns where the variables have these values, group by group, and the state it leaves."""
+        pairs = [pair for group, own in zip(groups, values, strict=True) for pair in zip(group, own, strict=True)]
+        with keras.StatelessScope(state_mapping=pairs) as scope:
             result = function()
-        return result, [scope.get_current_value(variable) for variable in model.non_trainable_variables]
+        return result, [scope.get_current_value(variable) for variable in groups[1]]
 
     def scaled_losses(described):
         losses = losses_of(described)
@@ -196,7 +194,6 @@ def _jax_step(model, describe, losses_of, optimizer, clip_norm):
     compiled_update = jax.jit(update)
 
     def step(parts):
-        groups = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
         losses, *values = compiled_update(*([variable.value for variable in group] for group in groups), parts)
         for group, new_values in zip(groups, values, strict=True):
             for variable, value in zip(group, new_values, strict=True):
