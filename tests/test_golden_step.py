@@ -66,10 +66,26 @@ def losses_function(model):
     return lambda batch: losses_of_batch(gpq, model, batch, chosen)
 
 
-def gradients(model, batch):
+def losses_at(stored, model):
+    """The losses as a function of the network, but taken at the recorded descriptors."""
+    chosen = settings_module.resolve([], "no_such_config.py")
+
+    def at(found, recorded):
+        return keras.ops.convert_to_tensor(recorded) + (found - keras.ops.stop_gradient(found))
+
+    def losses_of(batch):
+        described = gpq.describe(model, batch, chosen, False)
+        described["labelled"] = at(described["labelled"], stored["init_feature_train_L"])
+        described["unlabelled"] = at(described["unlabelled"], stored["init_feature_train_U"])
+        return gpq.compare(model, described, chosen)
+
+    return losses_of
+
+
+def gradients(model, batch, losses_of=None):
     """Gradients of the loss with respect to every trainable variable, by legacy name; batch norm is put back."""
     before = [keras.ops.convert_to_numpy(variable) for variable in model.variables]
-    losses_of = losses_function(model)
+    losses_of = losses_of or losses_function(model)
     if keras.backend.backend() == "jax":
         import jax
 
@@ -219,11 +235,15 @@ def test_full_width_three_steps(full, full_model):
     found = keras.ops.convert_to_numpy(model.describe(preprocess(full["images_L"])))
     assert golden.worst(found, full["init_feature_test_L"]) < 3e-6
 
+    # At the recorded descriptors, in float64, the same equations are 1.0e-5 (Z) and 1.2e-5 (C) away from the recorded
+    # gradients, and so is ours.
+    at_recorded = gradients(model, batch, losses_at(full, model))
     found = gradients(model, batch)
-    # Two float32 programs: on the recorded features the same equations in float64 are 1.0e-5 (Z) and 1.2e-5 (C) away
-    # from the recorded gradients; our own rounding, and that of the features (1.3e-6), come on top.
     for key in ("Z", "C", "dense_kernel", "dense_bias"):
-        assert golden.worst(found[FULL_NAMES[key]], full[f"step1_grad_{key}"]) < 4e-5, key
+        assert golden.worst(at_recorded[FULL_NAMES[key]], full[f"step1_grad_{key}"]) < GRADIENT_TOLERANCE, key
+        # These equations multiply the rounding of descriptors, here 1.4e-6 as in float64, by about 30: which
+        # convolutions the processor gets decides whether that is 6e-6 (oneDNN for SSE4) or 4.3e-5 (for AVX2).
+        assert golden.worst(found[FULL_NAMES[key]], full[f"step1_grad_{key}"]) < 30 * 3e-6, key
     # Below the ReLUs a few of 8.6 million pre-activations fall on the other side of zero in other arithmetic: 1 % of
     # the largest, relative L2 4e-3, between the original and float64; ours is float32, with another few of its own.
     for key in ("conv2d_kernel", "batch0_gamma", "batch3-2_beta"):
