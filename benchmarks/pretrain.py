@@ -12,7 +12,8 @@ KERAS_BACKEND=jax.
 --unlabelled adds what GPQ's protocol has without labels: each step also takes --batch_size of the 59,000 images of
 CIFAR-10 that are no queries, two views of each as SPQ makes them, which are to find one another among all views of the
 step (SPQ's loss without codes, which is SimCLR's, behind two dense layers that are thrown away). No label of CIFAR-10
-is looked at.
+is looked at. The batch statistics are then those of both sets, so that the accuracy on Tiny ImageNet is lower than what
+the kernels could have: training from them takes statistics of its own.
 
 Every --save_term epochs leave TARGET.state.npz, from which the same command goes on where it was interrupted, with the
 same numbers; the finished run removes it.
