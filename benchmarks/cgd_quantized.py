@@ -70,7 +70,8 @@ def fitted(options, train, test):
             start = time.perf_counter()
             codebook, rotation = codebooks.fit(to_fit, n_book, 256, method)
             seconds = round(time.perf_counter() - start, 1)
-            quantized = codebooks.with_codebook(model, codebook, rotation)
+            fitted_to = to_fit if rotation is None else to_fit @ rotation
+            quantized = codebooks.with_codebook(model, codebook, rotation, fitted_to)
             turned = descriptors if rotation is None else descriptors @ rotation
             yield {**row_of_codes(method, quantized, turned, test.labels), "fitting_s": seconds}
 

@@ -91,8 +91,11 @@ def _train(settings, headline=None):
     from gpq_tf import data, heads, strategies, trainer
     from gpq_tf import settings as settings_module
 
+    is_last = settings.resume == trainer.LAST
     if settings.resume:
         settings = trainer.settings_of_resumed(settings)
+    if line := strategies.waits_for(settings):
+        _report(line)
     strategy = strategies.from_settings(settings)  # before anything uses TensorFlow
     report = _report if strategies.is_chief(strategy) else _nothing
     if headline:
@@ -101,7 +104,12 @@ def _train(settings, headline=None):
     settings = trainer.settings_of_data(settings, images)
     report(settings_module.describe(settings))
     report(images.source)
-    _, path = trainer.train(settings, images, report, _bar, strategy)
+    try:
+        _, path = trainer.train(settings, images, report, _bar, strategy)
+    except trainer.Finished:
+        if not is_last:
+            raise
+        path = settings.resume  # whoever starts a command until it is done need not know that it is
     report(f"done: {path}")
 
 

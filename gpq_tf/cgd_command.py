@@ -36,7 +36,7 @@ def parser_of_images(command, description):
     add("--train-txt", default="./meta/CUB200/train.txt", help="list of training images: id, class, path; a header")
     add("--test-txt", default="./meta/CUB200/test.txt", help="list of test images, likewise")
     add("--bbox-txt", default="./meta/CUB200/bbox.txt", help="boxes that images are cut to; empty for whole images")
-    add("--gpu", type=int, default=0, help="number of the GPU, -1 for the CPU (0; without a GPU the CPU)")
+    add("--gpu", type=int, help="number of the GPU, -1 for the CPU (CUDA_VISIBLE_DEVICES if that is set, else 0)")
     add(
         "--resize",
         choices=("opencv", "fast"),
@@ -52,10 +52,13 @@ def parse(arguments):
     made = parser()
     options = made.parse_args(arguments)
     check_sizes(made, options)
+    given = options.recallk
     try:
         options.recallk = [int(k) for k in options.recallk.split(",")]
     except ValueError:
-        made.error(f"--recallk: expected integers separated by commas, received {options.recallk!r}")
+        options.recallk = [0]
+    if not all(0 < k < 2**63 for k in options.recallk):
+        made.error(f"--recallk: expected positive integers separated by commas, received {given!r}")
     return options
 
 
@@ -64,11 +67,16 @@ def check_sizes(made, options):
     for name in ("image_width", "image_height", "batch_size"):
         if getattr(options, name) < 1:
             made.error(f"--{name.replace('_', '-')}: expected a positive integer, received {getattr(options, name)}")
+    if options.num_workers < 0:
+        made.error(f"--num-workers: expected an integer of 0 or more, received {options.num_workers}")
 
 
 def hide_other_gpus(options):
-    """Have TensorFlow see the GPU that was asked for. Before it is imported."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(options.gpu)
+    """Have TensorFlow see the GPU that was asked for, else the first of those it would see. Before it is imported."""
+    if options.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(options.gpu)
+    else:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 
 def read_lists(options, report):

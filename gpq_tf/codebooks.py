@@ -40,7 +40,12 @@ def fit(descriptors, n_book, n_word=256, method="kmeans", seed=0):
         ((3, 4, 2), (6, 6))
     """
     descriptors = np.ascontiguousarray(descriptors, np.float32)
-    _check(descriptors, n_book, n_word, method)
+    if descriptors.ndim != 2 or not descriptors.shape[1]:
+        raise ValueError(f"Invalid descriptors. Expected shape (N, D). Received: shape {descriptors.shape}")
+    check_sizes(len(descriptors), descriptors.shape[1], n_book, n_word, method)
+    if not np.isfinite(descriptors).all():
+        row = int(np.argmin(np.isfinite(descriptors).all(axis=1)))
+        raise ValueError(f"Invalid descriptors. Expected finite values. Received: others in row {row}")
     try:
         import faiss
     except ImportError as error:
@@ -59,13 +64,51 @@ def fit(descriptors, n_book, n_word=256, method="kmeans", seed=0):
     return faiss.vector_to_array(quantizer.centroids).reshape(n_book, n_word, -1), rotation
 
 
-def with_codebook(model, codebook, rotation=None):
+def check_sizes(n, size, n_book, n_word, method):
+    """Refuse with a ValueError what `fit` refuses of N descriptors of D values, before there are any.
+
+    Args:
+        n: int N.
+        size: int D.
+        n_book, n_word, method: as of `fit`.
+
+    Example:
+        >>> check_sizes(1000, 48, n_book=5, n_word=16, method="opq")
+        Traceback (most recent call last):
+        ...
+        ValueError: Invalid n_book. Expected a positive integer up to 256 dividing D=48. Received: n_book=5
+    """
+    if not 1 <= n_book <= 256 or size % n_book:
+        raise ValueError(
+            f"Invalid n_book. Expected a positive integer up to 256 dividing D={size}. Received: n_book={n_book}"
+        )
+    if not 2 <= n_word <= 65_536 or n_word & (n_word - 1):
+        raise ValueError(f"Invalid n_word. Expected a power of two from 2 to 65536. Received: n_word={n_word}")
+    if method not in METHODS:
+        raise ValueError(f"Invalid method. Expected one of {', '.join(METHODS)}. Received: method={method!r}")
+    if n < n_word:
+        raise ValueError(
+            f"Invalid descriptors. Expected at least n_word={n_word}, one for each codeword. Received: {n}"
+        )
+
+
+def check_model(model):
+    """Refuse with a ValueError a RetrievalModel that `with_codebook` does not take."""
+    if model.head_name != "cgd":
+        raise ValueError(
+            f"Invalid model. Expected one of the head cgd; others learn their codebook. Received: {model.head_name}"
+        )
+
+
+def with_codebook(model, codebook, rotation=None, descriptors=None):
     """The same CGD model with a codebook for its descriptors.
 
     Args:
         model: RetrievalModel of the head cgd.
         codebook: float (M, K, d), K a power of two.
         rotation: float (D, D), orthogonal: descriptors are to come out multiplied by it. Or None.
+        descriptors: float (N, D), those that the codebook was fitted to, rotated, whose mean and spread training would
+            go on from. None takes the codewords'.
 
     Returns:
         RetrievalModel. A rotation that `model` has is kept, in front of the new one; its codebook is not.
@@ -73,21 +116,24 @@ def with_codebook(model, codebook, rotation=None):
     Raises:
         ValueError: if the model is of another head, or the sizes do not fit it.
     """
-    if model.head_name != "cgd":
-        raise ValueError(
-            f"Invalid model. Expected one of the head cgd; others learn their codebook. Received: {model.head_name}"
-        )
+    check_model(model)
     n_book, n_word = codebook.shape[:2]
     rotated = rotation is not None or model.architecture["rotated"]
     sizes = {"n_book": n_book, "bn_word": n_word.bit_length() - 1, "rotated": rotated}
     made = RetrievalModel(**{**model.architecture, **sizes}, dtype=model.dtype_policy)
     if made.codebook.shape != codebook.shape:
         raise ValueError(f"Invalid codebook. Expected shape {made.codebook.shape}. Received: {codebook.shape}")
-    values = {weight.path: weight for weight in model.weights if not weight.path.endswith("/codebook")}
+    values = {weight.path: weight for weight in model.weights if "/quantizer/" not in weight.path}
     for weight in made.weights:
         if weight.path in values:
             weight.assign(values[weight.path])
-    made.head.quantizer.codebook.assign(codebook)
+    if descriptors is None:
+        centre = codebook.mean(axis=1, dtype=np.float64).reshape(-1)
+        spread = np.sqrt(np.mean(np.square(codebook - centre.reshape(n_book, 1, -1))))
+    else:
+        centre = descriptors.mean(axis=0, dtype=np.float64)
+        spread = np.sqrt(np.mean(np.square(descriptors - centre)))
+    made.head.quantizer.place(codebook, centre, spread)
     if rotation is not None:
         made.head.rotation.assign(np.asarray(made.head.rotation) @ rotation)
     made.record = dict(model.record)
@@ -120,24 +166,3 @@ def _orthogonal(matrix):
     """
     matrix = matrix.astype(np.float64)
     return (matrix @ (1.5 * np.eye(len(matrix)) - 0.5 * matrix.T @ matrix)).astype(np.float32)
-
-
-def _check(descriptors, n_book, n_word, method):
-    if descriptors.ndim != 2 or not descriptors.shape[1]:
-        raise ValueError(f"Invalid descriptors. Expected shape (N, D). Received: shape {descriptors.shape}")
-    n, size = descriptors.shape
-    if not 1 <= n_book <= 256 or size % n_book:
-        raise ValueError(
-            f"Invalid n_book. Expected a positive integer up to 256 dividing D={size}. Received: n_book={n_book}"
-        )
-    if not 2 <= n_word <= 65_536 or n_word & (n_word - 1):
-        raise ValueError(f"Invalid n_word. Expected a power of two from 2 to 65536. Received: n_word={n_word}")
-    if method not in METHODS:
-        raise ValueError(f"Invalid method. Expected one of {', '.join(METHODS)}. Received: method={method!r}")
-    if n < n_word:
-        raise ValueError(
-            f"Invalid descriptors. Expected at least n_word={n_word}, one for each codeword. Received: {n}"
-        )
-    if not np.isfinite(descriptors).all():
-        row = int(np.argmin(np.isfinite(descriptors).all(axis=1)))
-        raise ValueError(f"Invalid descriptors. Expected finite values. Received: others in row {row}")

@@ -19,6 +19,11 @@ SHIPPED_MODELS = {
     "spq": "spq-cifar10-32bits",
     "cgd": "cgd-tinyimagenet-32bytes",
 }
+# How a photo of the user is brought to the size of the gallery's images, by protocol: smoothly, but where those were
+# resized as well, as they were.
+_RESIZES = {"gpq": "fast", "train_test": "fast", "unseen_classes": "opencv"}
+# What answers are ranked by, and how it is printed: descriptors may be nearly alike.
+_FIGURES = {"distance": ".4f", "squared distance": ".4g"}
 RESULT = "retrieval_result"
 # Images shown for a photo of the user.
 N_ANSWERS = 10
@@ -53,8 +58,10 @@ def run(settings, report=None, progress=None, pictures=True):
     settings_module.check_fixed(settings, fixed, name)
     for note in notes:
         report(note)
-    photo = read_photo(settings.query_image, settings.image_size) if pictures and settings.query_image else None
     protocol = heads.recipe(settings.head).PROTOCOL
+    photo = None
+    if pictures and settings.query_image:
+        photo = read_photo(settings.query_image, settings.image_size, _RESIZES[protocol])
     if protocol == "unseen_classes":
         return _run_recall(settings, model, name, photo, report, progress, pictures)
     data = data_module.load_for(settings, protocol)
@@ -99,12 +106,13 @@ def _size_of_training(model, name):
     return {"image_size": settings_module.parse("image_size", before["image_size"], name)}
 
 
-def read_photo(path, size):
-    """An image file of any format that Pillow reads.
+def read_photo(path, size, resize="fast"):
+    """An image file of any format that Pillow reads, turned as EXIF asks.
 
     Args:
         path: str or Path.
         size: int, pixels.
+        resize: str, see `images.image_batches`.
 
     Returns:
         (shown, taken): uint8 (H, W, 3) as a viewer shows it, and (size, size, 3) as the network takes it.
@@ -114,7 +122,7 @@ def read_photo(path, size):
         ValueError: if it is no image.
     """
     shown = images.decode(Path(path).read_bytes(), str(path), upright=True)
-    return shown, images.read_image(path, None, size, size, "fast", upright=True)
+    return shown, images.read_image(path, None, size, size, resize, upright=True)
 
 
 def _answer_photo(settings, model, name, data, photo, report, progress):
@@ -134,7 +142,7 @@ def _tell_answers(settings, name, source, shown, figure, values, best, found, re
         {"rank": rank, figure: float(value), "class": class_names[label], "index": int(position)}
         for rank, (value, label, position) in enumerate(zip(values, labels, best, strict=False), start=1)
     ]
-    line = f"{{rank:2d}}. {figure} {{{figure}:.4f}}, class {{class}}, gallery image {{index}}"
+    line = f"{{rank:2d}}. {figure} {{{figure}:{_FIGURES[figure]}}}, class {{class}}, gallery image {{index}}"
     for answer in answers:
         report(line.format(**answer))
     path = f"{RESULT}_{Path(settings.query_image).stem}.png"
@@ -148,12 +156,11 @@ def _run_recall(settings, model, name, photo, report, progress, pictures):
     gallery, source = metric_learning.load_test_for(settings)
     report(source)
     if photo is not None:
-        embeddings, descriptor = recall.embed(model, gallery, progress=progress), model.embed(photo[1][None])[0]
-        best = recall.nearest(embeddings, descriptor)[:N_ANSWERS]
+        embeddings = recall.embed(model, gallery, np.arange(len(gallery)), progress)
+        best, distances = (found[:N_ANSWERS] for found in recall.nearest(embeddings, model.embed(photo[1][None])[0]))
         found = {"result_images": gallery.read(best), "result_classes": gallery.labels[best].tolist()}
         found |= {"class_names": gallery.class_names}
-        similarities = embeddings[best] @ descriptor
-        _tell_answers(settings, name, source, photo[0], "inner product", similarities, best, found, report)
+        _tell_answers(settings, name, source, photo[0], "squared distance", distances, best, found, report)
         return None
     shown = _queries_to_show(settings, len(gallery)) if pictures else []
     found = recall.evaluate(model, gallery, progress=progress)

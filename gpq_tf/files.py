@@ -37,15 +37,7 @@ def replacing(path):
         'whole'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
-    try:
-        temporary.touch(exist_ok=False)  # with the permissions of any new file, unlike those of the tempfile module
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(path)) from error  # the temporary name tells nobody anything
-    if path.is_dir():
-        temporary.unlink()
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    temporary = _temporary(path)
     try:
         yield temporary
         _sync(temporary)
@@ -53,6 +45,15 @@ def replacing(path):
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path):
+    """Raise the OSError that `replacing` would, before there is anything to write.
+
+    Example:
+        >>> check_writable("/tmp/gpq_tf_doctest.txt")
+    """
+    _temporary(Path(path)).unlink()
 
 
 def remove_abandoned(stem):
@@ -74,6 +75,20 @@ def write_json(path, value):
     """Write `value` as indented JSON, atomically (see `replacing`)."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _temporary(path):
+    """An empty file beside `path`, whose folder is made when it does not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
+    try:
+        temporary.touch(exist_ok=False)  # with the permissions of any new file, unlike those of the tempfile module
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error  # the temporary name tells nobody anything
+    if path.is_dir():
+        temporary.unlink()
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return temporary
 
 
 def _sync(path):

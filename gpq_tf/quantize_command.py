@@ -51,19 +51,25 @@ def run(options, report, progress):
     """
     import numpy as np
 
-    from gpq_tf import codebooks, retrieval
+    from gpq_tf import codebooks, files, heads, retrieval
     from gpq_tf.quantizer import decode
 
     train, _ = cgd_command.read_lists(options, report)
     model = cgd_command.load(options.model, options, report)
+    # Better now than after all images have been embedded.
+    codebooks.check_model(model)
+    size = heads.recipe("cgd").descriptor_size(model.architecture)
+    codebooks.check_sizes(len(train.files), size, options.n_book, options.n_word, options.method)
+    files.check_writable(options.out)
     descriptors = cgd_command.embed(model, train, options, progress)
     codebook, rotation = codebooks.fit(descriptors, options.n_book, options.n_word, options.method, options.seed)
-    made = codebooks.with_codebook(model, codebook, rotation)
     rotated = descriptors if rotation is None else descriptors @ rotation
-    error = np.square(rotated - np.asarray(decode(retrieval.codes_of(made, rotated), codebook))).sum(axis=1).mean()
+    made = codebooks.with_codebook(model, codebook, rotation, rotated)
+    error = np.square(rotated - np.asarray(decode(retrieval.codes_of(made, rotated), codebook))).sum()
+    error /= np.square(rotated - rotated.mean(axis=0)).sum()
     report(
         f"codes: {retrieval.bytes_a_code(made)} bytes, {options.n_book} books of {options.n_word} codewords, for "
-        f"{descriptors[0].nbytes} bytes of float32; mean squared error of the training images {error:.4f}"
+        f"{descriptors[0].nbytes} bytes of float32; {error:.1%} of the training images' variance are lost"
     )
     fitted = {"method": options.method, "images": len(descriptors), "seed": options.seed, "error": float(error)}
     made.record = {**made.record, "codebook": {"model": os.path.basename(options.model), **fitted}}

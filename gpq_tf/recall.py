@@ -3,30 +3,30 @@
 import numpy as np
 
 from gpq_tf import retrieval
-from gpq_tf.metrics import recall_at_k
+from gpq_tf.metrics.recall import recall_at_k, squared_distances
 
 KS = (1, 2, 4, 8)
 # Images described at a time: large ones, read from files.
 BATCH_SIZE = 64
 
 
-def evaluate(model, images, ks=KS, step=1, progress=None):
+def evaluate(model, images, ks=KS, index=None, progress=None):
     """Every image searches among the others for one of its class (see `metrics.recall_at_k`).
 
     Args:
         model: RetrievalModel.
         images: gpq_tf.data.metric_learning.ImageSet of N images.
         ks: ints >= 1.
-        step: int, 1 for all images, 5 for every fifth of them.
+        index: int64 (n,), positions of the images that search among one another; None for all.
         progress: callable(iterable of batches, what, total) -> iterable, or None.
 
     Returns:
         dict: scores (dict of "R@k" -> float; of a model with a codebook also "R@k_of_codes", where codes are searched,
-        see `retrieval.recall_of_codes`); embeddings (float32 (N / step, D)); index (int64 (N / step,), positions of
-        what was described).
+        see `retrieval.recall_of_codes`); embeddings (float32 (n, D)); index (int64 (n,), positions of what was
+        described).
     """
-    index = np.arange(0, len(images), step)
-    embeddings = embed(model, images, step, progress)
+    index = np.arange(len(images)) if index is None else index
+    embeddings = embed(model, images, index, progress)
     labels = images.labels[index]
     scores = {f"R@{k}": value for k, value in recall_at_k(embeddings, labels, ks).items()}
     if model.architecture["n_book"]:
@@ -51,10 +51,10 @@ def headline_of_codes(model):
     return f"codes, {retrieval.bytes_a_code(model)} bytes each, searched by float32 descriptors:"
 
 
-def embed(model, images, step=1, progress=None):
-    """Descriptors of every step-th image, float32 (N / step, D); the arguments are those of `evaluate`."""
-    n_images = len(range(0, len(images), step))
-    batches = images.batches(BATCH_SIZE, step)
+def embed(model, images, index, progress=None):
+    """Descriptors of the images at these positions, float32 (n, D); the arguments are those of `evaluate`."""
+    n_images = len(index)
+    batches = images.batches(BATCH_SIZE, index)
     if progress:
         batches = progress(batches, "images", -(-n_images // BATCH_SIZE))
     return np.concatenate([_embed(model, batch, n_images) for batch in batches])
@@ -69,7 +69,7 @@ def _embed(model, batch, n_images):
 
 
 def answers(query, found, images, k=10):
-    """One image and the k others with the largest inner products, as `visualize.ranked_list` takes them.
+    """One image and the k others that are nearest to it, as `visualize.ranked_list` takes them.
 
     Args:
         query: int, row of the embeddings.
@@ -80,7 +80,7 @@ def answers(query, found, images, k=10):
     Returns:
         dict: query_image, query_class, result_images, result_classes, relevant, class_names.
     """
-    ranked = nearest(found["embeddings"], found["embeddings"][query])
+    ranked, _ = nearest(found["embeddings"], found["embeddings"][query])
     best = found["index"][ranked[ranked != query][:k]]
     own = found["index"][query]
     return {
@@ -94,17 +94,23 @@ def answers(query, found, images, k=10):
 
 
 def nearest(embeddings, descriptor):
-    """Rows of the embeddings by their inner product with a descriptor, the largest first; equal ones in their order.
+    """Embeddings by their distance from a descriptor, the nearest first; equally far ones in their order.
+
+    Distances are those of `metrics.recall_at_k`, so that lists agree with recalls: descriptors of a network that has
+    learned little are nearly alike, and float32 products of them would differ by their rounding.
 
     Args:
         embeddings: float (N, D).
         descriptor: float (D,).
 
     Returns:
-        int64 (N,).
+        (rows, distances): int64 (N,); float64 (N,), squared Euclidean, ascending.
 
     Example:
-        >>> nearest(np.eye(3), np.array([0.0, 0.6, 0.8])).tolist()
-        [2, 1, 0]
+        >>> rows, distances = nearest(np.eye(3), np.array([0.0, 0.6, 0.8]))
+        >>> rows.tolist(), distances.round(1).tolist()
+        ([2, 1, 0], [0.4, 0.8, 2.0])
     """
-    return np.argsort(-(embeddings @ descriptor), kind="stable")
+    distances = squared_distances(descriptor, embeddings, np.arange(len(embeddings)))
+    rows = np.argsort(distances, kind="stable")
+    return rows, distances[rows]

@@ -8,16 +8,15 @@ from gpq_tf.files import remove_abandoned
 
 
 def find_last(stem):
-    """Path of the save of a run that has the most steps behind it, or None.
+    """Path of the newest save, or None: another run's of more epochs may lie in the folder.
 
     Args:
         stem: Path, folder and beginning of the names.
     """
-    numbered = _by_epoch(stem)
-    newest = [numbered[max(numbered)]] if numbered else []
-    stopped = _stopped_path(stem)
-    candidates = [*newest, *([stopped] if stopped.exists() else [])]
-    return max(candidates, key=lambda path: model_file.read(path).record["step"], default=None)
+    stopped, numbered = _stopped_path(stem), _by_epoch(stem)
+    candidates = [*(numbered[epoch] for epoch in sorted(numbered)), *([stopped] if stopped.exists() else [])]
+    # Of those that a copy has made equally old, the last.
+    return max(reversed(candidates), key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def _stopped_path(stem):

@@ -139,7 +139,7 @@ FIELDS = {
     "jit_compile": ("auto", _choice("auto", True, False)),
     "strategy": ("auto", _choice("auto", "one", "mirrored", "multiworker")),
     "sync_batch_norm": (True, _boolean),
-    "clip_norm": (None, _optional(_number(0, above=True))),
+    "clip_norm": (None, _optional(_number(1e-30))),
     "accumulate": (1, _integer(1, 10**6)),
     "init": (None, _optional(_text)),
     "resume": (None, _optional(_text)),

@@ -23,6 +23,26 @@ class LostWorker(ConnectionError):
     """Another worker is gone, so that a step cannot end."""
 
 
+@contextlib.contextmanager
+def ending_at_once():
+    """Within it SIGINT and SIGTERM end the process as the system does it, also where a library waits for others.
+
+    TensorFlow waits for other workers without returning to Python, so that no handler of Python's would run; and it
+    takes SIGTERM for itself, which is given back afterwards.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: handler for number in NAMES if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Request:
     """The signal that has come, or None."""
 

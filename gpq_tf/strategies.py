@@ -3,13 +3,31 @@
 import contextlib
 import json
 import os
+import re
+import zlib
 
 import keras
 import numpy as np
 
 from gpq_tf import replicas
-from gpq_tf.stopping import LostWorker
+from gpq_tf.stopping import LostWorker, ending_at_once
 
+# Settings that say where a worker finds or puts something, in which workers may differ.
+_OF_A_WORKER = {
+    "data_dir",
+    "meta_dir",
+    "download",
+    "ImagNet_pretrained_path",
+    "ImageNet_pretrained_path",
+    "cifar10_label_sim_path",
+    "model_save_path",
+    "model_load_path",
+    "init",
+    "resume",
+    "keep",
+    "tensorboard",
+    "query_image",
+}
 # What a step draws once for all images, by the keys of its batch.
 _OF_THE_BATCH = ("jitter_order", "stop")
 
@@ -46,11 +64,39 @@ def from_settings(settings):
     import tensorflow as tf
 
     if name == "multiworker" or (name == "auto" and n_workers > 1):
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        strategy = _join_workers()
     else:
         devices = _devices_to_mirror_on(name, settings)
         strategy = tf.distribute.MirroredStrategy(devices) if devices else None
     return strategy
+
+
+def waits_for(settings):
+    """A line for the user where `from_settings` waits for other workers, else None.
+
+    Raises:
+        ValueError: as `from_settings`.
+    """
+    workers = _workers() if settings.strategy in ("auto", "multiworker") else []
+    return f"waiting for {len(workers)} workers: {', '.join(workers)}" if len(workers) > 1 else None
+
+
+def _join_workers():
+    import tensorflow as tf
+
+    try:
+        with ending_at_once():
+            return tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"Invalid TF_CONFIG. Expected a free address of this machine as that of its worker. "
+            f"Received: {os.environ['TF_CONFIG']}: {error.message}"
+        ) from error
+
+
+def scope(strategy):
+    """The context in which model and optimizer of a strategy are made; of None, nothing."""
+    return strategy.scope() if strategy else contextlib.nullcontext()
 
 
 def _devices_to_mirror_on(name, settings):
@@ -91,14 +137,22 @@ def _workers():
     try:
         config = json.loads(text)
         cluster = config.get("cluster", {})
-        workers = [*cluster.get("chief", []), *cluster.get("worker", [])]
+        by_type = {name: cluster.get(name, []) for name in ("chief", "worker")}
+        if not all(isinstance(addresses, list) for addresses in by_type.values()):
+            raise TypeError("lists")
+        workers = [*by_type["chief"], *by_type["worker"]]
         if workers:
-            cluster[config["task"]["type"]][config["task"]["index"]]  # one that is there
+            index = config["task"]["index"]
+            # Evaluators and parameter servers take no part in a synchronous step.
+            if isinstance(index, bool) or not 0 <= index < len(by_type[config["task"]["type"]]):
+                raise IndexError(index)
+        if not all(re.fullmatch(r".+:\d+", address) for address in workers):
+            raise ValueError("addresses")
         return workers
     except (ValueError, AttributeError, TypeError, LookupError) as error:
         raise ValueError(
-            "Invalid TF_CONFIG. Expected JSON with a cluster and a task, the type and index of one of its workers. "
-            f"Received: {text}"
+            "Invalid TF_CONFIG. Expected JSON with a cluster, lists of addresses host:port by the names chief and "
+            f"worker, and a task, the type and index of one of them. Received: {text}"
         ) from error
 
 
@@ -131,27 +185,43 @@ def is_chief(strategy):
     return resolver.task_type == "chief" if has_chief else resolver.task_id == 0
 
 
-def check_equal(strategy, step):
-    """Refuse workers that do not begin with the same step: one of them has not found the save of the others.
+def check_equal(strategy, step, settings, fingerprint):
+    """Refuse workers that do not train the same: from another step, with other settings or other data.
+
+    Args:
+        strategy: tf.distribute.Strategy or None.
+        step: int, steps done: another where a worker has not found the save of the others.
+        settings: gpq_tf.settings.Settings.
+        fingerprint: str, of the data.
 
     Raises:
-        ValueError: if their steps differ.
+        ValueError: if they differ.
     """
     if not is_several_workers(strategy):
         return
     import tensorflow as tf
 
+    trained = {name: value for name, value in settings.as_dict().items() if name not in _OF_A_WORKER}
+    # 24 bits each: float64 holds the sum of their squares.
+    own = [step, *(zlib.crc32(text.encode()) >> 8 for text in (json.dumps(trained, sort_keys=True), fingerprint))]
+
     def sums():
-        return replicas.total(tf.constant([step, step**2], tf.float64))[0]
+        return replicas.total(tf.constant([own, np.square(own, dtype=np.int64).tolist()], tf.float64))[0]
 
     with naming_lost_workers(strategy, None):
-        total, squares = strategy.experimental_local_results(tf.function(lambda: strategy.run(sums))())[0].numpy()
+        totals, squares = strategy.experimental_local_results(tf.function(lambda: strategy.run(sums))())[0].numpy()
     n = strategy.num_replicas_in_sync
-    if n * squares != total**2:  # Cauchy and Schwarz: equal only where all steps are
+    are_equal = n * squares == totals**2  # Cauchy and Schwarz: only where all are equal
+    if not are_equal[0]:
         raise ValueError(
             f"Invalid resume. Expected all workers to go on from the same step. Received: {step} here, "
-            f"{(total - step) / (n - 1):g} elsewhere on average; does every worker see model_save_path?"
+            f"{(totals[0] - step) / (n - 1):g} elsewhere on average; does every worker see model_save_path?"
         )
+    for what, is_equal in zip(("settings", "data"), are_equal[1:], strict=True):
+        if not is_equal:
+            raise ValueError(
+                f"Invalid {what}. Expected the same on all workers. Received: others on at least one of them"
+            )
 
 
 @contextlib.contextmanager
@@ -167,7 +237,7 @@ def naming_lost_workers(strategy, last_good):
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         saved = f"the last save is {last_good}; " if last_good else ""
         raise LostWorker(
-            f"Lost another worker in a step; {saved}start all workers again, with --resume=last, to go on"
+            f"Lost another worker; {saved}start all workers again, with --resume=last, to go on"
         ) from error
 
 

@@ -31,6 +31,10 @@ class Diverged(ArithmeticError):
     """Training met a loss or a weight that is not finite."""
 
 
+class Finished(ValueError):
+    """The run that is to go on has all its steps behind it."""
+
+
 def train(settings, data, report=None, progress=None, strategy=None):
     """Train a model and save it every save_term epochs.
 
@@ -60,6 +64,7 @@ def train(settings, data, report=None, progress=None, strategy=None):
 
     Raises:
         ValueError: if settings and data do not fit.
+        Finished: if `settings.resume` has no steps left.
         Diverged: at a loss that is not finite; what was saved before stays.
         OSError: if a file cannot be written.
         stopping.LostWorker: if another worker is gone.
@@ -73,6 +78,11 @@ def train(settings, data, report=None, progress=None, strategy=None):
     settings, why_scratch = settings_of_start(settings_of_data(settings, data))
     _check(settings, data)
     strategies.check_batch_size(settings, strategy)
+    if strategy and settings.jit_compile is True:
+        raise ValueError(
+            "Invalid jit_compile. Expected auto or False on several devices, whose communication XLA does not compile. "
+            "Received: jit_compile=True"
+        )
     if settings.tensorboard:
         curves.check_installed()
     _make_deterministic()
@@ -81,7 +91,7 @@ def train(settings, data, report=None, progress=None, strategy=None):
     steps_per_epoch = recipe.steps_per_epoch(data, settings)
     total = settings.total_epochs * steps_per_epoch
     fingerprint = data.fingerprint()
-    with strategy.scope() if strategy else contextlib.nullcontext():
+    with strategies.naming_lost_workers(strategy, None), strategies.scope(strategy):
         optimizer = make_optimizer(recipe, settings, steps_per_epoch)
         if settings.resume:
             model, origin, done = _resumed(settings, optimizer, total, fingerprint)
@@ -93,7 +103,7 @@ def train(settings, data, report=None, progress=None, strategy=None):
             synchronize(model, settings.sync_batch_norm)
         if not optimizer.built:  # LossScaleOptimizer would make its variables a second time
             optimizer.build(model.trainable_variables)
-    strategies.check_equal(strategy, done)
+    strategies.check_equal(strategy, done, settings, fingerprint)
     report(origin)
     if strategy:
         report(strategies.describe(strategy))
@@ -127,41 +137,39 @@ def train(settings, data, report=None, progress=None, strategy=None):
     ):
         log.write(event="start", step=done, origin=origin, source=data.source, settings=settings.as_dict())
         clock = _Clock(total - done, report)
-        run = _Run(model, optimizer, settings, data, measure, saves, log, board, report, about)
-        batches = lazy.ahead(functools.partial(recipe.draw_batch, data, settings), range(done, total))
-        for step, batch in enumerate(batches, done + 1):
-            epoch = (step - 1) // steps_per_epoch + 1
-            take_step = compiled_step(recipe.is_frozen(settings, epoch))
-            if strategies.is_several_workers(strategy):
-                batch["stop"] = np.float32(request.signal is not None)
-            with strategies.naming_lost_workers(strategy, saves.last_good):
-                losses = {name: float(value) for name, value in take_step(batch).items()}
-            stop = losses.pop("stop", request.signal is not None)
-            if not math.isfinite(losses["loss"]):
-                raise Diverged(_diverged(f"Loss is {losses['loss']} at step {step}", epoch, saves.last_good))
-            entry = {
-                **losses,
-                "lr": float(keras.ops.convert_to_numpy(rate(step - 1))),
-                "images_per_second": round(len(batch["images"]) / clock.tick(), 1),
-            }
-            log.write(event="step", step=step, epoch=epoch, **entry)
-            if board is not None:
-                board.scalars(step, entry)
-            if bar is not None:
-                bar.set_postfix({name: f"{value:.4g}" for name, value in entry.items()}, refresh=False)
-                bar.update(1)
-            at_end = step % steps_per_epoch == 0
-            if is_chief and at_end and settings.eval_epoch and epoch % settings.eval_epoch == 0:
-                _evaluate(run, step, epoch, losses["loss"])
-                clock.restart()
-            if is_chief and at_end and (epoch % settings.save_term == 0 or epoch == settings.total_epochs):
-                _save(run, step, epoch, losses["loss"])
-                clock.restart()
-            elif stop and is_chief:
-                _save_stopped(run, step, epoch)
-            if stop and step < total:
-                path = saves.last_good if is_chief else None
-                raise stopping.Stopped(_stopped(request.signal, step, total, path), request.signal or signal.SIGTERM)
+        run = _Run(model, optimizer, settings, data, measure, saves, log, board, report, about, clock, bar)
+        several = strategies.is_several_workers(strategy)
+        batches = lazy.ahead(functools.partial(_draw_batch, recipe, data, settings), range(done, total))
+        with _Pending(run, deferred=_is_asynchronous() and not several) as pending:
+            for step, batch in enumerate(batches, done + 1):
+                epoch = (step - 1) // steps_per_epoch + 1
+                take_step = compiled_step(recipe.is_frozen(settings, epoch))
+                if several:
+                    batch["stop"] = np.float32(request.signal is not None)
+                with strategies.naming_lost_workers(strategy, saves.last_good):
+                    losses = take_step(batch)
+                    stop = bool(float(losses.pop("stop"))) if several else request.signal is not None
+                pending.add(step, epoch, losses, rate(step - 1), len(batch["images"]))
+                at_end = step % steps_per_epoch == 0
+                evaluates = at_end and settings.eval_epoch and epoch % settings.eval_epoch == 0
+                ends_term = at_end and (epoch % settings.save_term == 0 or epoch == settings.total_epochs)
+                if evaluates or ends_term or stop:
+                    loss = pending.finish()
+                # Whoever asks a run to stop may not wait for an evaluation.
+                if is_chief and evaluates and not (stop and step < total):
+                    _evaluate(run, step, epoch, loss)
+                    clock.restart()
+                    stop = stop or (not several and request.signal is not None)
+                if is_chief and ends_term:
+                    _save(run, step, epoch, loss)
+                    clock.restart()
+                elif is_chief and stop:
+                    _save_stopped(run, step, epoch)
+                if stop and step < total:
+                    path = saves.last_good if is_chief else None
+                    raise stopping.Stopped(
+                        _stopped(request.signal, step, total, path), request.signal or signal.SIGTERM
+                    )
     return model, saves.last_good if is_chief else None
 
 
@@ -178,6 +186,78 @@ class _Run(typing.NamedTuple):
     board: curves.Curves | None
     report: object
     about: dict
+    clock: object
+    bar: object
+
+
+def _draw_batch(recipe, data, settings, step):
+    """What the recipe draws, on the way to the device already where a GPU may be waiting for it."""
+    batch = recipe.draw_batch(data, settings, step)
+    if keras.backend.backend() == "jax" and settings.accumulate == 1:
+        import jax
+
+        return jax.device_put(batch)
+    return batch
+
+
+def _is_asynchronous():
+    """Whether a step that was taken is still under way: on a GPU, and with JAX."""
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+class _Pending:
+    """Steps that were taken, but whose losses are not known here yet.
+
+    A GPU computes a step while the next is prepared. So `deferred` asks for a step's losses once the next is under way.
+
+    Args:
+        run: _Run.
+        deferred: bool; False asks at once.
+    """
+
+    def __init__(self, run, deferred):
+        self._run, self._deferred, self._step, self._loss = run, deferred, None, None
+
+    def add(self, *step):
+        """Take note of a step, the arguments of `_finish_step`, and finish the one before it, or this one."""
+        before, self._step = self._step, step
+        if before:
+            self._loss = _finish_step(self._run, *before)
+        if not self._deferred:
+            self.finish()
+
+    def finish(self):
+        """Finish what is under way; returns the loss of the last step."""
+        step, self._step = self._step, None
+        if step:
+            self._loss = _finish_step(self._run, *step)
+        return self._loss
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.finish()  # a step that was taken counts, whatever ended the next
+
+
+def _finish_step(run, step, epoch, losses, rate, n_images):
+    """Wait for a step, check its loss and tell of it; returns the loss."""
+    losses = {name: float(value) for name, value in losses.items()}
+    if not math.isfinite(losses["loss"]):
+        raise Diverged(_diverged(f"Loss is {losses['loss']} at step {step}", epoch, run.saves.last_good))
+    rate = float(keras.ops.convert_to_numpy(rate))
+    entry = {**losses, "lr": rate, "images_per_second": round(n_images / run.clock.tick(), 1)}
+    run.log.write(event="step", step=step, epoch=epoch, **entry)
+    if run.board is not None:
+        run.board.scalars(step, entry)
+    if run.bar is not None:
+        run.bar.set_postfix({name: f"{value:.4g}" for name, value in entry.items()}, refresh=False)
+        run.bar.update(1)
+    return losses["loss"]
 
 
 def _evaluate(run, step, epoch, loss):
@@ -373,7 +453,7 @@ def _resumed(settings, optimizer, total, fingerprint):
     optimizer.build(model.trainable_variables)
     done = training_state.into_optimizer(state, optimizer)
     if done >= total:
-        raise ValueError(
+        raise Finished(
             f"Invalid total_epochs. Expected more than the {done} steps that {settings.resume} has behind it. "
             f"Received: total_epochs={settings.total_epochs}, {total} steps"
         )

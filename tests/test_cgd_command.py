@@ -1,5 +1,7 @@
 """CGD's checkpoints as models, and `gpq-tf cgd`: against MXNet's embeddings and the original's recalls."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -82,7 +84,16 @@ def test_a_model_without_a_codebook_says_so():
     ("arguments", "words"),
     [
         ([], "the following arguments are required: --pretrained-model"),
-        (["--pretrained-model=x", "--recallk=1,a"], "--recallk: expected integers separated by commas, received '1,a'"),
+        (
+            ["--pretrained-model=x", "--recallk=1,a"],
+            "--recallk: expected positive integers separated by commas, received '1,a'",
+        ),
+        (
+            ["--pretrained-model=x", "--recallk=1,0"],
+            "--recallk: expected positive integers separated by commas, received '1,0'",
+        ),
+        (["--pretrained-model=x", f"--recallk={2**63}"], "--recallk: expected positive integers"),
+        (["--pretrained-model=x", "--num-workers=-1"], "--num-workers: expected an integer of 0 or more, received -1"),
         (["--pretrained-model=x", "--batch-size=0"], "--batch-size: expected a positive integer, received 0"),
         (["--pretrained-model=x", "--batch-size=many"], "invalid int value: 'many'"),
         (["--pretrained-model=x", "--no-such=1"], "unrecognized arguments: --no-such=1"),
@@ -106,4 +117,32 @@ def test_help_explains_every_argument_of_the_original(capsys):
     assert all(f"--{name}" in text for name in [*names.split(), "pretrained-model"])
     defaults = cgd_command.parse(["--pretrained-model=x"])
     assert (defaults.image_width, defaults.batch_size, defaults.recallk) == (224, 1, [1, 2, 4, 8])
-    assert defaults.train_txt == "./meta/CUB200/train.txt" and defaults.gpu == 0
+    assert defaults.train_txt == "./meta/CUB200/train.txt"
+
+
+@pytest.mark.parametrize(
+    ("given", "before", "expected"),
+    [([], None, "0"), ([], "3", "3"), ([], "", ""), (["--gpu=1"], "3", "1"), (["--gpu=-1"], None, "-1")],
+)
+def test_the_gpu_asked_for_is_the_one_seen(monkeypatch, given, before, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "to be put back")
+    if before is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    cgd_command.hide_other_gpus(cgd_command.parse(["--pretrained-model=x", *given]))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
+def test_a_checkpoint_that_lacks_a_file_says_which(tmp_path):
+    (tmp_path / "symbol_alone-symbol.json").write_text("{}")
+    (tmp_path / "weights_alone-0000.params").write_bytes(b"")
+    (tmp_path / "packed.tar.gz").write_bytes(b"")
+    options = cgd_command.parse(["--pretrained-model=x"])
+    for name, words in {
+        "symbol_alone": "an MXNet symbol without its weights, symbol_alone-0000.params",
+        "weights_alone": "MXNet weights without their symbol, weights_alone-symbol.json",
+        "packed": "an archive; unpack it first",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            cgd_command.load(str(tmp_path / name), options, print)

@@ -85,7 +85,11 @@ def test_a_model_gets_a_codebook_and_keeps_it_in_its_file(tmp_path, method):
     made = codebooks.with_codebook(plain, codebook, rotation)
     turned = x if rotation is None else x @ rotation
     np.testing.assert_allclose(made.embed(images()), turned, atol=1e-6)
-    np.testing.assert_array_equal(made.codebook, codebook)
+    np.testing.assert_allclose(made.codebook, codebook, rtol=0, atol=1e-7)
+    also = codebooks.with_codebook(plain, codebook, rotation, turned)
+    np.testing.assert_allclose(also.codebook, codebook, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(also.head.quantizer.centre, turned.mean(axis=0), rtol=0, atol=1e-7)
+    assert float(also.head.quantizer.spread) == pytest.approx(np.std(turned - turned.mean(axis=0)), rel=1e-5)
     assert {name: made.architecture[name] for name in ("n_book", "bn_word", "rotated")} == {
         "n_book": 3,
         "bn_word": 3,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from gpq_tf import __main__ as commands
 from gpq_tf import demo, load_model, retrieval
-from gpq_tf.data import images, loading
+from gpq_tf.data import images, loading, resize
 from gpq_tf.network import RetrievalModel
 from tests.image_files import exif_jpeg, picture
 
@@ -179,6 +179,7 @@ def test_photos_of_every_kind_are_queries(here):
         shown, taken = demo.read_photo(name, 40)
         np.testing.assert_array_equal(shown, pixels)
         np.testing.assert_array_equal(taken, images.smooth_resize(pixels, 40, 40))
+        np.testing.assert_array_equal(demo.read_photo(name, 40, "opencv")[1], resize.resize(pixels, 40, 40))
 
 
 def test_a_gallery_of_fewer_than_ten(here, capsys):

@@ -141,9 +141,9 @@ def test_embeddings_that_are_nearly_alike_take_no_longer(monkeypatch):
     embeddings = mean / np.linalg.norm(mean) + rng.normal(size=(300, 256)) * 5e-4
     embeddings = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype("float32")
     labels = np.arange(300) % 20
-    measured, exact = [], recall._exact_distances
+    measured, exact = [], recall.squared_distances
     monkeypatch.setattr(
-        recall, "_exact_distances", lambda e, row, others: measured.append(len(others)) or exact(e, row, others)
+        recall, "squared_distances", lambda e, row, others: measured.append(len(others)) or exact(e, row, others)
     )
     found = recall_at_k(embeddings, labels)
     assert found == plain_recall(embeddings, labels[:, None] == labels, (1, 2, 4, 8))

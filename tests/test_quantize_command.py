@@ -1,5 +1,7 @@
 """`gpq-tf quantize`, and `gpq-tf cgd` with what it writes."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -42,13 +44,14 @@ def test_quantized_models_are_written_and_measured(folder, tmp_path, method, cap
     sizes = ["--n_book=3", "--n_word=8", f"--method={method}", "--seed=2"]
     assert main(["quantize", str(folder / "plain.keras"), str(out), *sizes, *images_of(folder)]) == 0
     report = capsys.readouterr().out.splitlines()
-    assert report[2].startswith("codes: 2 bytes, 3 books of 8 codewords, for 48 bytes of float32; mean squared error")
+    what = "codes: 2 bytes, 3 books of 8 codewords, for 48 bytes of float32; "
+    assert re.fullmatch(what + r"\d\.\d% of the training images' variance are lost", report[2])
     assert report[-1] == f"saved {out}"
     model = load_model(out)
     assert model.architecture["rotated"] == (method == "opq")
     fitted = model.record["codebook"]
     assert (fitted["model"], fitted["method"], fitted["images"], fitted["seed"]) == ("plain.keras", method, 12, 2)
-    assert float(report[2].rpartition(" ")[2]) == pytest.approx(fitted["error"], abs=1e-4)
+    assert f"; {fitted['error']:.1%} of" in report[2]
 
     evaluate = [*images_of(folder), "--recallk=1,3"]
     assert main(["cgd", f"--pretrained-model={folder / 'plain.keras'}", *evaluate]) == 0
@@ -85,6 +88,7 @@ def test_bad_arguments_are_one_line_and_nothing_is_written(folder, monkeypatch, 
     assert main(["quantize", *images_of(folder), *arguments]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and errors.count("\n") == 1 and words in errors
+    assert "images" not in errors  # the bar of images that are embedded
     assert not (folder / "out.keras").exists()
 
 

@@ -1,14 +1,16 @@
 """A signal ends a run after the step in progress, with a save from which it goes on to the same bits."""
 
+import os
 import signal
 import threading
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
 from gpq_tf import __main__ as commands
-from gpq_tf import load_model, model_file, saves, stopping, trainer
+from gpq_tf import load_model, measures, model_file, saves, stopping, trainer
 from gpq_tf import settings as settings_module
 
 from small_data import coloured_data
@@ -87,6 +89,38 @@ def test_a_signal_in_the_last_step_changes_nothing(tmp_path, data):
     assert sorted(file.name for file in tmp_path.glob("*.keras")) == [path.name]
 
 
+def test_a_signal_in_an_evaluation_saves_what_it_measured(tmp_path, data, monkeypatch):
+    measure = measures.MEASURES["gpq"]
+
+    def evaluate(model, data, settings):
+        signal.raise_signal(signal.SIGTERM)
+        return {"mAP": 0.5}
+
+    monkeypatch.setitem(measures.MEASURES, "gpq", measure._replace(evaluate=evaluate))
+    with pytest.raises(stopping.Stopped, match="terminated after step 2 of 6"):
+        trainer.train(settings(tmp_path, eval_epoch=1), data)
+    assert model_file.read(tmp_path / "gpq_48bits_stopped.keras").record["step"] == 2
+
+
+def test_the_newest_save_is_the_last_whatever_its_epoch(tmp_path):
+    stem = tmp_path / "gpq_48bits"
+    for age, name in enumerate(("_7", "_stopped", "_3")):
+        path = Path(f"{stem}{name}.keras")
+        path.touch()
+        os.utime(path, (1000 + age, 1000 + age))
+    assert saves.find_last(stem).name == "gpq_48bits_3.keras"
+
+
+def test_the_same_command_may_be_started_again_when_all_is_done(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ["train", "--dataset=cifar10_sample", "--width_multiplier=0.0625", "--batch_size=450", "--resume=last"]
+    for epochs, status in (("1", 0), ("1", 0)):
+        assert commands.main([*given, f"--total_epochs={epochs}"]) == status
+        assert capsys.readouterr().out.splitlines()[-1] == "done: models/gpq_48bits_1.keras"
+    assert commands.main([*given[:-1], "--resume=models/gpq_48bits_1.keras", "--total_epochs=1"]) == 2
+    assert "Expected more than the 2 steps" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_last_means_the_newest_save_or_a_new_run(tmp_path, data):
     stem = tmp_path / "gpq_48bits"
@@ -136,7 +170,7 @@ def test_other_threads_leave_signals_alone():
     [
         (stopping.Stopped("terminated after step 5", signal.SIGTERM), 143),
         (stopping.Stopped("interrupted after step 5", signal.SIGINT), 130),
-        (stopping.LostWorker("Lost another worker in a step"), 75),
+        (stopping.LostWorker("Lost another worker"), 75),
     ],
 )
 def test_a_command_ends_with_the_status_that_the_readme_names(monkeypatch, capsys, error, status):

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpq_tf import settings as settings_module
-from gpq_tf import strategies
+from gpq_tf import strategies, trainer
 
 from gradients import random_cases
-from small_data import HEADS
+from small_data import HEADS, coloured_data
 
 PROGRAM = Path(__file__).with_name("replica_program.py")
 
@@ -207,10 +207,23 @@ def test_auto_takes_as_many_gpus_as_share_a_batch(monkeypatch, n_gpu, used):
         ("mirrored", None, "Invalid strategy. Expected one with a single device"),
         ("multiworker", None, "Invalid TF_CONFIG. Expected a cluster with workers and a task"),
         ("multiworker", '{"cluster": {}}', 'Received: {"cluster": {}}'),
-        ("auto", "{", "of one of its workers. Received: {"),
+        ("auto", "{", "the type and index of one of them. Received: {"),
         ("auto", "[1]", "Invalid TF_CONFIG. Expected JSON"),
-        ("auto", '{"cluster": {"worker": ["a:1", "b:2"]}}', "Expected JSON with a cluster and a task"),
-        ("auto", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "of one of its workers"),
+        ("auto", '{"cluster": {"worker": ["a:1", "b:2"]}}', "Expected JSON with a cluster, lists of addresses"),
+        *(
+            ("multiworker", json.dumps({"cluster": {"worker": ["a:1"], **more}, "task": task}), "of one of them")
+            for more, task in (
+                ({}, {"type": "worker", "index": 1}),
+                ({}, {"type": "worker", "index": -1}),
+                ({}, {"type": "worker", "index": True}),
+                ({}, {"type": "worker", "index": "0"}),
+                ({"worker": "a:1"}, {"type": "worker", "index": 0}),
+                ({"worker": ["a"]}, {"type": "worker", "index": 0}),
+                ({"worker": [5]}, {"type": "worker", "index": 0}),
+                ({"evaluator": ["a:2"]}, {"type": "evaluator", "index": 0}),
+                ({"ps": ["a:2"]}, {"type": "ps", "index": 0}),
+            )
+        ),
     ],
 )
 def test_what_cannot_be_is_named(monkeypatch, name, config, message):
@@ -220,6 +233,20 @@ def test_what_cannot_be_is_named(monkeypatch, name, config, message):
     with pytest.raises(ValueError) as error:
         strategies.from_settings(chosen(f"--strategy={name}"))
     assert message in str(error.value)
+
+
+def test_a_user_is_told_whom_a_worker_waits_for(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}')
+    assert strategies.waits_for(chosen()) == "waiting for 2 workers: a:1, b:2"
+    assert strategies.waits_for(chosen("--strategy=one")) is None
+    monkeypatch.delenv("TF_CONFIG")
+    assert strategies.waits_for(chosen()) is None
+
+
+def test_xla_for_whole_steps_is_refused_on_several_devices():
+    several = types.SimpleNamespace(num_replicas_in_sync=2)
+    with pytest.raises(ValueError, match=r"Invalid jit_compile\. Expected auto or False on several devices"):
+        trainer.train(chosen("--jit_compile=True"), coloured_data(), strategy=several)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):

@@ -98,7 +98,7 @@ def test_a_killed_worker_stops_all_and_they_go_on_to_the_same_bits(tmp_path, pho
     processes[1].kill()
     status, output, last_line = ended(processes[0])
     assert status == 75, (output, last_line)
-    assert "Lost another worker in a step" in last_line
+    assert "Lost another worker" in last_line
     assert "--resume=last" in last_line
     assert ended(processes[1])[0] == -signal.SIGKILL
 

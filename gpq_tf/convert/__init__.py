@@ -66,13 +66,22 @@ def convert(source, n_book=None, legacy=False, architecture=None):
     )
 
 
-def _what_is(source):
+def incomplete(source):
+    """What a checkpoint that `is_source` does not know lacks, in words; None if `source` does not look like one.
+
+    Example:
+        >>> incomplete("no_such_file") is None
+        True
+    """
     path, prefix = Path(source), tf_checkpoint.without_suffix(source)
     is_part = prefix != str(source) and path.exists()
     if is_part or any(Path(prefix + end).exists() for end in (".meta", ".data-00000-of-00001")):
         return f"a checkpoint without its index, {Path(prefix).name}.index"
+    return None if path.is_dir() else mxnet_checkpoint.missing(source)
+
+
+def _what_is(source):
+    path = Path(source)
     if path.is_dir():
         return "a folder"
-    if mxnet_checkpoint.missing(source):
-        return mxnet_checkpoint.missing(source)
-    return "a file of another kind" if path.exists() else "no such file"
+    return incomplete(source) or ("a file of another kind" if path.exists() else "no such file")

@@ -53,9 +53,8 @@ class ImageSet:
         files, boxes = image_lists.files_and_boxes(self.listed, index)
         return images.read_images(files, boxes, self.side, self.side, upright=self.upright)
 
-    def batches(self, size, step=1):
-        """Every step-th image in order, as uint8 (size, side, side, 3) a time; the last batch may be shorter."""
-        index = np.arange(0, len(self), step)
+    def batches(self, size, index):
+        """The images at these positions, as uint8 (size, side, side, 3) a time; the last batch may be shorter."""
         if self.pixels is not None:
             return (self.pixels[index[start : start + size]] for start in range(0, len(index), size))
         files, boxes = image_lists.files_and_boxes(self.listed, index)

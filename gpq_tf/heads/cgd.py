@@ -6,17 +6,15 @@ from keras import ops
 from gpq_tf import augment, losses
 from gpq_tf.augment import window
 from gpq_tf.backbones import layouts, resnet_v1
+from gpq_tf.centred_quantizer import CentredQuantizer
 from gpq_tf.data import sampling
 from gpq_tf.descriptors import gem, mac, spoc
 from gpq_tf.heads import arguments
 from gpq_tf.ops import l2_normalize_added
-from gpq_tf.quantizer import ProductQuantizer
 
 LETTERS = "SMG"
 COMBINATIONS = ("concat", "sum")
 CLASSIFIER_PLACES = ("pooled", "dense", "normalized")
-_SMALLEST_VARIANCE = 1e-6  # of descriptors that are all alike
-
 # Of CGDHead, and `layout`, which describes the backbone (gpq_tf.backbones.layouts).
 ARGUMENTS = {
     "layout": arguments.Argument(resnet_v1.RESNET50, layouts.is_layout, "a description of a backbone"),
@@ -74,10 +72,8 @@ class CGDHead(keras.layers.Layer):
         classifier_place: what of the first branch the classifier takes: "pooled" as in the paper, "dense" (behind the
             dense layer) or "normalized".
         n_book, n_word: int M, K of the codebook (M, K, D / M); 0 books for none. Its codewords begin where sub-vectors
-            of unit descriptors lie: uniform with a mean square of 1/D a component, so that a sub-vector and a codeword
-            have about the length M^(-1/2). Shorter codewords would all be equally far from every sub-vector, and
-            longer ones leave most of a book without a sub-vector near it. Descriptors that lie close together, as
-            those of a network that begins, are near a few codewords only; `gpq_tf.codebooks` puts all of them there.
+            lie, and go where they go (`centred_quantizer`). Shorter ones would all be equally far from every
+            sub-vector, and longer ones leave most of a book without a sub-vector near it.
         rotated: bool, whether descriptors are multiplied by a rotation (D, D), fixed in training, that comes with the
             codebook (Ge et al., "Optimized Product Quantization", TPAMI 2014). Inner products do not change.
 
@@ -184,15 +180,7 @@ class CGDHead(keras.layers.Layer):
             raise ValueError(
                 f"Invalid n_book. Expected a positive integer dividing D={size}. Received: n_book={self.n_book}"
             )
-        return ProductQuantizer(
-            self.n_book,
-            self.n_word,
-            size // self.n_book,
-            self.seed + 5,
-            metric="l2",
-            limit=(3.0 / size) ** 0.5,  # of uniform values with a mean square of 1 / size
-            name="quantizer",
-        )
+        return CentredQuantizer(self.n_book, self.n_word, size // self.n_book, self.seed + 5, name="quantizer")
 
     def call(self, features):
         parts = [self._branch(letter, features)["normalized"] for letter in self.descriptors]
@@ -228,7 +216,7 @@ class CGDHead(keras.layers.Layer):
 
     def search_codebook(self):
         """The codebook as the search uses it, numpy float32 (M, K, d)."""
-        return ops.convert_to_numpy(self.quantizer.codebook)
+        return self.quantizer.words()
 
     def losses_of(
         self,
@@ -254,8 +242,9 @@ class CGDHead(keras.layers.Layer):
         The gradients reach the codewords, and the network both by x_i and by z; but none flows by v, nor by the x_i of
         the second loss, which would draw the descriptors together. Without that loss, triplets that cannot be told
         apart yet are best served by codewords that are all alike. v lets alpha mean the same however close together the
-        descriptors lie: v/M is the mean squared distance of sub-vectors to their mean. The plain ranking loss stays, so
-        that the descriptors serve without codes as well.
+        descriptors lie: v/M is the mean squared distance of sub-vectors to their mean; and the codewords c are placed
+        about that mean and by that distance (`centred_quantizer`). The plain ranking loss stays, so that the
+        descriptors serve without codes as well.
 
         Args:
             embeddings: float (B, D), the head's output.
@@ -277,11 +266,10 @@ class CGDHead(keras.layers.Layer):
             aux = losses.classification_smoothed(labels, logits, temperature, smoothing)
         found = {"loss": rank + aux, "rank": rank, "aux": aux, "active": active}
         if self.quantizer:
-            fixed = ops.stop_gradient(embeddings)
-            variance = ops.maximum(_mean_squared_length(fixed - ops.mean(fixed, axis=0)), _SMALLEST_VARIANCE)
-            quantized = self.quantizer(embeddings, alpha=alpha * self.n_book / variance)
+            quantized = self.quantizer(embeddings, alpha=alpha)
             across = ops.mean(losses.batch_hard_hinges(embeddings, labels, margin, squared, quantized))
-            lost = _mean_squared_length(fixed - quantized) / variance
+            _, spread = self.quantizer.batch_statistics(embeddings)
+            lost = ops.mean(ops.square((ops.stop_gradient(embeddings) - quantized) / spread))
             found |= {"loss": found["loss"] + across + lost, "rank_quantized": across, "lost": lost}
         return found
 
@@ -349,10 +337,6 @@ def kernel_size(architecture):
     return layouts.kernel_size(architecture["layout"]) + n_own
 
 
-def _mean_squared_length(x):
-    return ops.mean(ops.sum(ops.square(x), axis=-1))
-
-
 def architecture_of(settings):
     """The arguments of the network that settings describe, a dict; `settings_of` goes the other way."""
     own = {name: getattr(settings, name) for name in _SETTINGS}
@@ -379,9 +363,12 @@ def steps_per_epoch(data, settings):
     """Steps that draw as many images as there are to train on, at least one.
 
     Raises:
-        ValueError: if a batch does not consist of whole classes, or of more than there are.
+        ValueError: if there is one class only, or a batch does not consist of whole classes, or of more than there
+            are.
     """
     n_images, n_class = settings.images_per_class, len(data.train.class_names)
+    if n_class < 2:
+        raise ValueError(f"Invalid training images. Expected two classes or more. Received: {n_class}")
     if settings.batch_size % n_images or not n_images < settings.batch_size <= n_images * n_class:
         raise ValueError(
             f"Invalid batch_size. Expected a multiple of {n_images}, the images of a class, "
@@ -430,7 +417,10 @@ def describe(model, batch, settings, frozen=False):
     images = window.crop_and_flip(batch["images"], batch["flips"], batch["offsets"], size, size)
     features = model.backbone(preprocess(images), training=True)
     logits = {"logits": model.head.first_descriptor_logits(features)} if settings.auxiliary else {}
-    return {"embeddings": model.head(features), "labels": batch["labels"], **logits}
+    embeddings = model.head(features)
+    if model.head.quantizer:
+        model.head.quantizer.watch(embeddings)
+    return {"embeddings": embeddings, "labels": batch["labels"], **logits}
 
 
 def compare(model, described, settings):

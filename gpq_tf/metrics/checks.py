@@ -19,7 +19,7 @@ def check_choice(name, value, choices):
 def checked_ranks(name, ranks):
     """int64 (n,), or ValueError unless all are positive integers and there is one."""
     ranks = list(ranks)
-    if not ranks or not all(map(is_count, ranks)):
+    if not ranks or not all(is_count(rank) and rank < 2**63 for rank in ranks):
         raise ValueError(f"Invalid {name}. Expected positive integers. Received: {name}={ranks!r}")
     return np.array(ranks, np.int64)
 

@@ -77,18 +77,31 @@ def _first_hit(embeddings, row, distances, tolerance, relevant):
     about = distances[relevant].min()
     nearer = np.count_nonzero(distances < about - 2 * tolerance)
     unsure = np.flatnonzero((distances >= about - 2 * tolerance) & (distances <= about + 2 * tolerance))
-    exact = _exact_distances(embeddings, row, unsure)
+    exact = squared_distances(embeddings[row], embeddings, unsure)
     candidates = np.isin(unsure, relevant)
     nearest = exact[candidates].min()
     first = unsure[candidates & (exact == nearest)][0]
     return 1 + nearer + np.count_nonzero((exact < nearest) | ((exact == nearest) & (unsure < first)))
 
 
-def _exact_distances(embeddings, row, others):
-    """float64 (n,), squared Euclidean distances, each summed in the same order."""
+def squared_distances(query, embeddings, rows):
+    """Squared Euclidean distances in float64, each summed in the same order: equal embeddings are equally far.
+
+    Args:
+        query: float (D,).
+        embeddings: float (N, D).
+        rows: integers (n,), those to be measured.
+
+    Returns:
+        float64 (n,).
+
+    Example:
+        >>> squared_distances(np.ones(2), np.eye(2), [0]).tolist()
+        [1.0]
+    """
     size = max(1, _EXACT_ENTRIES // embeddings.shape[1])
-    query = embeddings[row].astype(np.float64)
-    parts = [others[at : at + size] for at in range(0, len(others), size)]
+    query = np.float64(query)
+    parts = [rows[at : at + size] for at in range(0, len(rows), size)]
     return np.concatenate([np.sum((embeddings[part] - query) ** 2, axis=1) for part in parts])
 
 
