@@ -8,7 +8,8 @@ gpq_tf.trainer.train as train.py does; scored by Recall@k among the images of cl
 
     one seed of the seven combinations of S (SPoC), M (MAC) and G (GeM), each with and without the auxiliary loss;
     two more seeds of the best single descriptor and of the best pair of them, with the auxiliary loss;
-    one seed of the pairs and of all three added up in place of side by side.
+    one seed of the pairs and of all three added up in place of side by side, and two more of the best such pair where
+    it is better than those side by side.
 
 A run that is already in benchmarks/results/cgd_learning.json with the same settings is not repeated, and one that was
 interrupted goes on from its last epoch, whose model is kept in --work, so the script can be stopped and started again.
@@ -82,6 +83,10 @@ def _wanted(runs, epochs):
         best = max(group, key=lambda letters: found[letters]["best"]["R@1"])
         yield from (key(best, seed=seed) for seed in SEEDS[1:])
     yield from (key(letters, combination="sum") for letters in (*PAIRS, ALL))
+    sums = {letters: _find(runs, key(letters, combination="sum"))["best"]["R@1"] for letters in PAIRS}
+    best = max(sums, key=sums.get)
+    if sums[best] > max(_find(runs, key(letters))["best"]["R@1"] for letters in PAIRS):
+        yield from (key(best, seed=seed, combination="sum") for seed in SEEDS[1:])
 
 
 def _find(runs, key):

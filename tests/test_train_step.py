@@ -1,12 +1,13 @@
 """The step of every head: XLA compiles the whole of it, once, and it computes the same."""
 
 import keras
+import numpy as np
 import pytest
 
 from gpq_tf import heads
 from gpq_tf import settings as settings_module
 from gpq_tf.network import RetrievalModel
-from gpq_tf.train_step import make_step
+from gpq_tf.train_step import all_finite, make_step
 
 from small_data import SMALL, small_set
 
@@ -46,3 +47,13 @@ def test_the_whole_step_compiles_once_and_computes_the_same(head):
     for step, (ours, theirs) in enumerate(zip(compiled, plain, strict=True)):
         assert ours == pytest.approx(theirs, rel=1e-4 if step == 0 else 2e-2, abs=1e-3), step
     assert plain[0] != plain[-1]
+
+
+def test_one_value_that_is_not_finite_is_found_wherever_it_is():
+    tensors = [np.ones((2, 3)), np.array(4.0)]
+    assert all_finite(tensors)
+    for value in (np.nan, np.inf, -np.inf):
+        assert not all_finite([tensors[0], np.array(value)])
+        spoilt = tensors[0].copy()
+        spoilt[1, 2] = value
+        assert not all_finite([spoilt, tensors[1]])
