@@ -109,6 +109,7 @@ def load(source, options, report):
     from gpq_tf.network import in_precision, load_model
 
     if not convert.is_source(source):
+        convert.check_complete(source)
         model = load_model(source, precision=options.precision)
         report(f"model: {source}")
     else:

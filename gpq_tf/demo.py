@@ -207,6 +207,7 @@ def open_model(settings):
         model = in_precision(model, settings.precision)
         notes += [f"converted: {lines[0]}", *(line for line in lines if line.startswith("initialised"))]
     else:
+        convert.check_complete(source)
         model = load_model(source, legacy, settings.precision)
     return model, str(source), notes
 

@@ -253,11 +253,6 @@ def find_model(path_or_name):
     if str(path_or_name) in shipped:
         model_file.check_shipped(shipped[str(path_or_name)])
         return shipped[str(path_or_name)]
-    from gpq_tf import convert  # which imports this module
-
-    part = convert.incomplete(path)
-    if part:
-        raise ValueError(f"Invalid model {str(path)!r}. Expected all files of a checkpoint. Received: {part}")
     found = "is not a .keras file" if path.exists() else "does not exist"
     raise ValueError(
         f"Invalid model. Expected a .keras file or one of {', '.join(sorted(shipped)) or 'no shipped names'}. "

@@ -462,7 +462,11 @@ def _resumed(settings, optimizer, total, fingerprint):
 
 def _copy_from(source, model, n_book):
     """Copy backbone and, where its sizes agree, head of another model; returns a line that says what was copied."""
-    other = convert.convert(source, n_book)[0] if convert.is_source(source) else load_model(source)
+    if convert.is_source(source):
+        other = convert.convert(source, n_book)[0]
+    else:
+        convert.check_complete(source)
+        other = load_model(source)
     _assign_all(other.backbone, model.backbone, source)
     shapes = [[tuple(weight.shape) for weight in part.head.weights] for part in (other, model)]
     if shapes[0] == shapes[1]:

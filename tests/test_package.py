@@ -30,6 +30,7 @@ ORDER = [
     "augment",
     "backbones",
     "quantizer",
+    "centred_quantizer",
     "losses",
     "descriptors",
     "optimizers",

@@ -66,13 +66,21 @@ def convert(source, n_book=None, legacy=False, architecture=None):
     )
 
 
-def incomplete(source):
-    """What a checkpoint that `is_source` does not know lacks, in words; None if `source` does not look like one.
+def check_complete(source):
+    """Refuse a source that `is_source` does not know because a file of its checkpoint is missing.
+
+    Raises:
+        ValueError: naming the file.
 
     Example:
-        >>> incomplete("no_such_file") is None
-        True
+        >>> check_complete("no_such_file")  # which looks like no checkpoint
     """
+    part = _incomplete(source)
+    if part:
+        raise ValueError(f"Invalid model {str(source)!r}. Expected all files of a checkpoint. Received: {part}")
+
+
+def _incomplete(source):
     path, prefix = Path(source), tf_checkpoint.without_suffix(source)
     is_part = prefix != str(source) and path.exists()
     if is_part or any(Path(prefix + end).exists() for end in (".meta", ".data-00000-of-00001")):
@@ -84,4 +92,4 @@ def _what_is(source):
     path = Path(source)
     if path.is_dir():
         return "a folder"
-    return incomplete(source) or ("a file of another kind" if path.exists() else "no such file")
+    return _incomplete(source) or ("a file of another kind" if path.exists() else "no such file")
