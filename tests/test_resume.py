@@ -80,6 +80,7 @@ def test_what_cannot_go_on_says_why(tmp_path, data):
         trainer.settings_of_resumed(settings(tmp_path, resume=tmp_path / "nothing.keras"))
 
 
+@pytest.mark.slow
 def test_legacy_and_data_go_on_too(tmp_path, data):
     trainer.train(settings(tmp_path, total_epochs=1, legacy=True), data)
     saved = tmp_path / "gpq_48bits_1.keras"
@@ -111,6 +112,7 @@ def test_saves_of_before_count(tmp_path, data, monkeypatch):
         trainer.train(settings(tmp_path, resume=tmp_path / "gpq_48bits_4.keras", total_epochs=5), data)
 
 
+@pytest.mark.slow
 def test_a_used_folder_is_announced(tmp_path, data):
     trainer.train(settings(tmp_path, total_epochs=2), data)
     reports = []
@@ -131,6 +133,7 @@ def test_a_state_of_another_optimiser_is_refused():
         training_state.into_optimizer({**state, "stranger": np.zeros(1)}, optimizer)
 
 
+@pytest.mark.slow
 @golden.needs_golden
 def test_a_converted_checkpoint_goes_on_where_the_original_stopped(tmp_path):
     """Slots and step equal the recorded ones, and the third step equals that of our own uninterrupted run."""

@@ -111,6 +111,7 @@ def test_the_newest_save_is_the_last_whatever_its_epoch(tmp_path):
     assert saves.find_last(stem).name == "gpq_48bits_3.keras"
 
 
+@pytest.mark.slow
 def test_the_same_command_may_be_started_again_when_all_is_done(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = ["train", "--dataset=cifar10_sample", "--width_multiplier=0.0625", "--batch_size=450", "--resume=last"]

@@ -82,7 +82,7 @@ def test_names_follow_the_bits(tmp_path, data):
     assert load_model(path).codebook.shape == (3, 32, 4)
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
 def test_mixed_precision_trains_float32_weights(tmp_path, data, precision):
     model, _ = trainer.train(settings(tmp_path, precision=precision), data)
     assert {keras.backend.standardize_dtype(weight.dtype) for weight in model.weights} == {"float32"}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -106,7 +107,7 @@ def test_a_killed_worker_stops_all_and_they_go_on_to_the_same_bits(tmp_path, pho
     results = [ended(process) for process in processes]
     assert [status for status, *_ in results] == [0, 0], results
     assert "resuming" in results[0][1]
-    assert results[1][1] == ""  # the first worker speaks for all
+    assert re.fullmatch(r"waiting for 2 workers: .*\n", results[1][1])  # for all else the first worker speaks
     expected, found = (weights(folder / "models" / "spq_32bits_8.keras") for folder in (left_alone, killed))
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
@@ -134,3 +135,21 @@ def test_workers_that_begin_with_different_steps_are_refused(tmp_path, photos):
     for status, _, last_line in map(ended, processes):
         assert status == 2
         assert "Invalid resume. Expected all workers to go on from the same step." in last_line
+
+
+def test_workers_with_other_settings_are_refused(tmp_path, photos):
+    cluster = {"worker": free_addresses(2)}
+    processes = [
+        start(
+            photos,
+            tmp_path,
+            {"cluster": cluster, "task": {"type": "worker", "index": index}},
+            strategy="multiworker",
+            seed=index,
+        )
+        for index in range(2)
+    ]
+    for status, _, last_line in map(ended, processes):
+        assert status == 2
+        assert "Invalid settings. Expected the same on all workers." in last_line
+    assert not list(tmp_path.rglob("*.keras"))
