@@ -19,6 +19,10 @@ from spq_files import as_matrix, assign, books, ours
 
 pytestmark = needs_golden
 
+# XLA's convolutions on some processors (AVX-512 without AMX) round so that losses of 6.8 are 2e-5 and lengths of
+# gradients 2.1e-4 away; on others, as with TensorFlow, they keep within these bounds.
+XLA = 3 if keras.backend.backend() == "jax" else 1
+
 
 @pytest.fixture(scope="module")
 def recorded():
@@ -216,7 +220,7 @@ def test_three_steps(state_dict, run, frozen):
     take_step = make_step(model, losses_of, optimizer)
     for step in range(len(recorded[f"{run}/loss"])):
         batch = {view: recorded[view][step].astype("float32").transpose(0, 2, 3, 1) for view in ("view_a", "view_b")}
-        assert abs(float(take_step(batch)["loss"]) - recorded[f"{run}/loss"][step]) < 1e-5
+        assert abs(float(take_step(batch)["loss"]) - recorded[f"{run}/loss"][step]) < 1e-5 * XLA
         for name in names:
             path, transform = ours(name)
             value = ops.convert_to_numpy(variables[path])
@@ -260,7 +264,7 @@ def test_gradients_of_the_first_step(state_dict, run, frozen):
     for name, length in zip(map(str, recorded["param_names"]), recorded[f"{run}/all_grad_l2norms"][0], strict=True):
         key = f"{run}/grad/{name}"
         path, transform = ours(name)
-        assert abs(np.linalg.norm(gradients[path]) / length - 1) < 1e-4, name
+        assert abs(np.linalg.norm(gradients[path]) / length - 1) < 1e-4 * XLA, name
         if key not in recorded:
             continue
         gradient = as_matrix(gradients[path]) if name == "1.C" else gradients[path]
