@@ -15,8 +15,6 @@ import os
 import time
 from pathlib import Path
 
-import numpy as np
-
 from gpq_tf import cgd_command
 
 HERE = Path(__file__).parent
@@ -70,9 +68,8 @@ def fitted(options, train, test):
             start = time.perf_counter()
             codebook, rotation = codebooks.fit(to_fit, n_book, 256, method)
             seconds = round(time.perf_counter() - start, 1)
-            fitted_to = to_fit if rotation is None else to_fit @ rotation
-            quantized = codebooks.with_codebook(model, codebook, rotation, fitted_to)
-            turned = descriptors if rotation is None else descriptors @ rotation
+            quantized = codebooks.with_codebook(model, codebook, rotation, codebooks.turned(to_fit, rotation))
+            turned = codebooks.turned(descriptors, rotation)
             yield {**row_of_codes(method, quantized, turned, test.labels), "fitting_s": seconds}
 
 
@@ -80,7 +77,7 @@ def trained(path, options, test):
     """The rows of a model that has a codebook: its descriptors, its codes."""
     model = cgd_command.load(path, options, print)
     descriptors = cgd_command.embed(model, test, options, without_progress)
-    name = f"end to end ({Path(path).stem})"
+    name = f"end to end ({model.architecture['n_book']} books)"
     yield row_of_descriptors(f"{name}, float32", descriptors, test.labels)
     yield row_of_codes(name, model, descriptors, test.labels)
 
@@ -92,18 +89,15 @@ def row_of_descriptors(name, descriptors, labels):
 
 
 def row_of_codes(name, model, descriptors, labels):
-    from gpq_tf import retrieval
-    from gpq_tf.quantizer import decode
+    from gpq_tf import codebooks, retrieval
 
     codes = retrieval.codes_of(model, descriptors)
-    error = np.square(descriptors - np.asarray(decode(codes, model.codebook))).sum()
     return shown(
         {
             "codes": name,
             "bytes": retrieval.bytes_a_code(model),
             "recalls": retrieval.recall_of_codes(model, descriptors, codes, labels, KS),
-            # Descriptors of a network that has learned little lie close together: beside how far they scatter.
-            "error_of_variance": round(float(error / np.square(descriptors - descriptors.mean(axis=0)).sum()), 4),
+            "error_of_variance": round(codebooks.variance_lost(model, descriptors), 4),
         }
     )
 

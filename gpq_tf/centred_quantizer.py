@@ -4,7 +4,6 @@ import keras
 from keras import ops
 
 from gpq_tf import replicas
-from gpq_tf.ops import split_books
 from gpq_tf.quantizer import ProductQuantizer
 
 # Weight of the past in the mean and the spread of the descriptors: those of the last three batches or so. In training
@@ -54,7 +53,7 @@ class CentredQuantizer(ProductQuantizer):
 
     def words(self):
         """The codewords as descriptors are compared with them, numpy float32 (M, K, d)."""
-        return ops.convert_to_numpy(self._words(self.codebook.value))
+        return ops.convert_to_numpy(self._centres() + self.spread * self.codebook.value)
 
     def place(self, words, centre, spread):
         """Take codewords that were fitted to descriptors.
@@ -66,7 +65,7 @@ class CentredQuantizer(ProductQuantizer):
         """
         self.centre.assign(centre)
         self.spread.assign(max(spread, _SMALLEST_SPREAD))
-        self.codebook.assign((words - split_books(self.centre.value, self.n_book)[0][:, None]) / self.spread)
+        self.codebook.assign((words - self._centres()) / self.spread)
 
     def watch(self, x):
         """Move centre and spread towards those of a training step's descriptors, float (B, D), of all replicas."""
@@ -106,8 +105,9 @@ class CentredQuantizer(ProductQuantizer):
         mean = ops.mean(x, axis=0)
         return mean, _root(ops.mean(ops.square(x - mean)))
 
-    def _words(self, codebook):
-        return split_books(self.centre.value, self.n_book)[0][:, None] + self.spread * codebook
+    def _centres(self):
+        """The centre's sub-vectors, float (M, 1, d)."""
+        return ops.reshape(self.centre.value, (self.n_book, 1, self.len_code))
 
     def get_config(self):
         config = super().get_config()

@@ -106,16 +106,9 @@ def load(source, options, report):
         ValueError, OSError: if there is no such model, or it is damaged.
     """
     from gpq_tf import convert
-    from gpq_tf.network import in_precision, load_model
 
-    if not convert.is_source(source):
-        convert.check_complete(source)
-        model = load_model(source, precision=options.precision)
-        report(f"model: {source}")
-    else:
-        model, lines = convert.convert(source)
-        model = in_precision(model, options.precision)
-        report(f"model: {source}, {lines[0]}")
+    model, lines = convert.load(source, precision=options.precision)
+    report(", ".join([f"model: {source}", *lines[:1]]))
     if options.batch_size < FREEZE_BELOW:
         model.freeze()
     return model

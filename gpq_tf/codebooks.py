@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from gpq_tf import retrieval
 from gpq_tf.network import RetrievalModel
+from gpq_tf.quantizer import decode
 
 METHODS = ("kmeans", "opq")
 # Faiss's numbers are ints of C.
@@ -59,8 +61,7 @@ def fit(descriptors, n_book, n_word=256, method="kmeans", seed=0):
     quantizer.cp.min_points_per_centroid = 1  # it prints a warning otherwise
     if method == "opq":
         rotation = _rotation(descriptors, quantizer, faiss.ProductQuantizer.Train_hot_start, seed)
-        descriptors = descriptors @ rotation
-    quantizer.train(descriptors)
+    quantizer.train(turned(descriptors, rotation))
     return faiss.vector_to_array(quantizer.centroids).reshape(n_book, n_word, -1), rotation
 
 
@@ -138,6 +139,27 @@ def with_codebook(model, codebook, rotation=None, descriptors=None):
         made.head.rotation.assign(np.asarray(made.head.rotation) @ rotation)
     made.record = dict(model.record)
     return made
+
+
+def turned(descriptors, rotation):
+    """Descriptors multiplied by what `fit` returned as their rotation; themselves where that is None."""
+    return descriptors if rotation is None else descriptors @ rotation
+
+
+def variance_lost(model, descriptors):
+    """Share of the descriptors' variance that codes lose: squared distances from what the codes stand for.
+
+    Descriptors of a network that has learned little lie close together, so that the distances alone tell nothing.
+
+    Args:
+        model: RetrievalModel with a codebook.
+        descriptors: float (N, D), what `model.embed` returned.
+
+    Returns:
+        float >= 0.
+    """
+    error = descriptors - np.asarray(decode(retrieval.codes_of(model, descriptors), model.codebook))
+    return float(np.square(error).sum() / np.square(descriptors - descriptors.mean(axis=0)).sum())
 
 
 def _rotation(descriptors, quantizer, hot_start, seed):

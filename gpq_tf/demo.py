@@ -11,7 +11,6 @@ from gpq_tf import data as data_module
 from gpq_tf import settings as settings_module
 from gpq_tf.data import images, metric_learning
 from gpq_tf.data.similarity import read_similarity
-from gpq_tf.network import in_precision, load_model
 
 # What is evaluated where model_load_path names nothing, by head.
 SHIPPED_MODELS = {
@@ -201,14 +200,10 @@ def open_model(settings):
         notes.append(f"model: the shipped {source}, since {settings.model_load_path} does not exist")
     else:
         notes.append(f"model: {source}")
+    n_book = settings.n_book if "n_book" in settings.given else None
+    model, lines = convert.load(source, n_book, legacy, heads.architecture_of(settings), settings.precision)
     if foreign:
-        n_book = settings.n_book if "n_book" in settings.given else None
-        model, lines = convert.convert(source, n_book, bool(legacy), heads.architecture_of(settings))
-        model = in_precision(model, settings.precision)
         notes += [f"converted: {lines[0]}", *(line for line in lines if line.startswith("initialised"))]
-    else:
-        convert.check_complete(source)
-        model = load_model(source, legacy, settings.precision)
     return model, str(source), notes
 
 

@@ -49,10 +49,7 @@ def run(options, report, progress):
     Raises:
         ValueError, OSError: if model, lists, images or sizes are wrong. Nothing is written then.
     """
-    import numpy as np
-
     from gpq_tf import codebooks, files, heads, retrieval
-    from gpq_tf.quantizer import decode
 
     train, _ = cgd_command.read_lists(options, report)
     model = cgd_command.load(options.model, options, report)
@@ -63,15 +60,14 @@ def run(options, report, progress):
     files.check_writable(options.out)
     descriptors = cgd_command.embed(model, train, options, progress)
     codebook, rotation = codebooks.fit(descriptors, options.n_book, options.n_word, options.method, options.seed)
-    rotated = descriptors if rotation is None else descriptors @ rotation
-    made = codebooks.with_codebook(model, codebook, rotation, rotated)
-    error = np.square(rotated - np.asarray(decode(retrieval.codes_of(made, rotated), codebook))).sum()
-    error /= np.square(rotated - rotated.mean(axis=0)).sum()
+    turned = codebooks.turned(descriptors, rotation)
+    made = codebooks.with_codebook(model, codebook, rotation, turned)
+    error = codebooks.variance_lost(made, turned)
     report(
         f"codes: {retrieval.bytes_a_code(made)} bytes, {options.n_book} books of {options.n_word} codewords, for "
         f"{descriptors[0].nbytes} bytes of float32; {error:.1%} of the training images' variance are lost"
     )
-    fitted = {"method": options.method, "images": len(descriptors), "seed": options.seed, "error": float(error)}
+    fitted = {"method": options.method, "images": len(descriptors), "seed": options.seed, "error": error}
     made.record = {**made.record, "codebook": {"model": os.path.basename(options.model), **fitted}}
     made.save(options.out)
     report(f"saved {options.out}")

@@ -25,22 +25,21 @@ class LostWorker(ConnectionError):
 
 @contextlib.contextmanager
 def ending_at_once():
-    """Within it SIGINT and SIGTERM end the process as the system does it, also where a library waits for others.
+    """Within it Ctrl-C ends the process as the system does it, also where a library waits for others.
 
-    TensorFlow waits for other workers without returning to Python, so that no handler of Python's would run; and it
-    takes SIGTERM for itself, which is given back afterwards.
+    TensorFlow waits for other workers without returning to Python, so that no handler of Python's would run. It takes
+    SIGTERM for itself and does nothing about it while it waits; afterwards that is given back.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: handler for number in NAMES if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+    before = _not_ignored()
     for number in before:
         signal.signal(number, signal.SIG_DFL)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _restore(before)
 
 
 class Request:
@@ -66,17 +65,22 @@ def on_request():
 
     def note(number, frame):
         request.signal = number
-        restore()
+        _restore(before)
 
-    before = {number: handler for number in NAMES if (handler := signal.getsignal(number)) != signal.SIG_IGN}
-
-    def restore():
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
+    before = _not_ignored()
     for number in before:
         signal.signal(number, note)
     try:
         yield request
     finally:
-        restore()
+        _restore(before)
+
+
+def _not_ignored():
+    """dict of number -> handler, of the signals that the process was not started to ignore."""
+    return {number: handler for number in NAMES if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+
+
+def _restore(handlers):
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

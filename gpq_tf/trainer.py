@@ -462,11 +462,7 @@ def _resumed(settings, optimizer, total, fingerprint):
 
 def _copy_from(source, model, n_book):
     """Copy backbone and, where its sizes agree, head of another model; returns a line that says what was copied."""
-    if convert.is_source(source):
-        other = convert.convert(source, n_book)[0]
-    else:
-        convert.check_complete(source)
-        other = load_model(source)
+    other, _ = convert.load(source, n_book)
     _assign_all(other.backbone, model.backbone, source)
     shapes = [[tuple(weight.shape) for weight in part.head.weights] for part in (other, model)]
     if shapes[0] == shapes[1]:

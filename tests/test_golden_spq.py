@@ -205,7 +205,7 @@ def test_initial_values_are_drawn_as_the_original_draws_them():
 def kinks_as_recorded(monkeypatch):
     """ReLUs that let a pre-activation pass which only rounding has put below zero.
 
-    One of the first step's 2.2 million lies 6.6e-7 above it with TensorFlow, and on one processor 5.7e-8 below with JAX:
+    One of the first step's 2.2 million lies 6.6e-7 above it with TensorFlow, on one processor 5.7e-8 below with JAX:
     what stands before it in layer1 then has another gradient, by 5e-4, and all behind it the recorded one to 1e-6.
     """
     monkeypatch.setattr(ops, "relu", lambda x: x * ops.stop_gradient(ops.cast(x > -1e-7, x.dtype)))

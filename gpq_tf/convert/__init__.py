@@ -6,6 +6,7 @@ One file per foreign format; `convert` picks by looking at the file.
 from pathlib import Path
 
 from gpq_tf.convert import cgd_checkpoint, mat, mxnet_checkpoint, pth, spq_checkpoint, tf_checkpoint
+from gpq_tf.network import in_precision, load_model
 
 _FINDERS = (tf_checkpoint.find, mat.find, pth.find, mxnet_checkpoint.find)
 
@@ -66,18 +67,29 @@ def convert(source, n_book=None, legacy=False, architecture=None):
     )
 
 
-def check_complete(source):
-    """Refuse a source that `is_source` does not know because a file of its checkpoint is missing.
+def load(source, n_book=None, legacy=None, architecture=None, precision="float32"):
+    """A model of any file: ours, by its path or the name of shipped weights, or one of the originals', converted.
+
+    Args:
+        source: str or Path.
+        n_book, architecture: as of `convert`; our files know both.
+        legacy: bool, or None for what our file says, False for others.
+        precision: str, in which the model computes.
+
+    Returns:
+        (model, lines): RetrievalModel; list of str, what `convert` tells, empty for our files.
 
     Raises:
-        ValueError: naming the file.
-
-    Example:
-        >>> check_complete("no_such_file")  # which looks like no checkpoint
+        ValueError: if there is no such model, it is damaged, or a file of a checkpoint is missing.
+        OSError: if a file cannot be read.
     """
+    if is_source(source):
+        model, lines = convert(source, n_book, bool(legacy), architecture)
+        return in_precision(model, precision), lines
     part = _incomplete(source)
     if part:
         raise ValueError(f"Invalid model {str(source)!r}. Expected all files of a checkpoint. Received: {part}")
+    return load_model(source, legacy, precision), []
 
 
 def _incomplete(source):
