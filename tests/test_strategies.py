@@ -83,20 +83,16 @@ def on_one_device(tmp_path_factory):
 NOISE = re.compile(r"conv_\d_\d_bias")
 
 
-def check_equal(alone, together, names=None):
+def check_equal(alone, together, names=None, within=3e-4):
     """Equal up to the rounding of float32 sums in another order, over images of 32x32 pixels and a batch."""
     assert (alone["replicas"], together["replicas"]) == (1, 2)
     assert set(alone) == set(together)
     names = [name for name in names or alone if name != "replicas" and not NOISE.search(name)]
-    if "loss/0/rank" in alone:
-        # cgd's loss takes the hardest pairs: where two are equally hard up to rounding, its gradient jumps. Its first
-        # step has no such pairs; afterwards sums of gradients are not compared: slots, and what began at zero.
-        names = [name for name in names if "/0/" in name or not re.match(r"slot/|.*beta$", name)]
     assert len(names) > 40
     for name in names:
-        # Rounding grows from layer to layer, of which cgd has 53 that normalise 16 images, and from step to step, as
-        # ReLUs switch. What is wrong, such as statistics of a part of the batch, is wrong by a hundredth and more.
-        atol = np.abs(alone[name]).max() * (3e-4 if "/0/" in name else 2e-3)
+        # Rounding grows from layer to layer, of which cgd has 53 that normalise 16 images: to 3e-5 as measured. What is
+        # wrong, such as statistics of a part of the batch, is wrong by a hundredth and more.
+        atol = np.abs(alone[name]).max() * within
         np.testing.assert_allclose(together[name], alone[name], rtol=0, atol=atol, err_msg=name)
 
 
@@ -107,15 +103,26 @@ def test_two_devices_compute_what_one_computes(tmp_path, on_one_device, head):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("head", ["gpq", "spq", "cgd"])
+def test_losses_of_the_network_with_its_kinks(tmp_path, monkeypatch, head):
+    """Gradients may differ where a ReLU stands at its kink (`replica_program`); five steps' losses hardly notice."""
+    monkeypatch.setenv("KINKS", "1")
+    alone, together = (run(tmp_path, head, strategy) for strategy in ("one", "mirrored"))
+    names = [name for name in alone if name.startswith("loss/")]
+    assert len(names) >= 5
+    for name in names:
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
 def test_codes_are_learned_together_as_alone(tmp_path, on_one_device):
     """Where descriptors lie is the mean over the devices, on each of them the same."""
     given = ("--n_book=3", "--bn_word=3")
     alone = on_one_device("cgd", *given)
     assert {"loss/4/rank_quantized", "loss/4/lost"} <= set(alone)
     assert any(name.startswith("weight/4/") and name.endswith("quantizer_centre") for name in alone)
-    # Spread, by which these losses divide, multiplies the rounding of what lies before them by some hundreds here.
-    names = [name for name in alone if not name.startswith("slot/") or "quantizer" in name]
-    check_equal(alone, run(tmp_path, "cgd", "mirrored", *given), names)
+    # Spread, by which these losses divide, multiplies the rounding of what lies before them: to 7e-4 as measured.
+    check_equal(alone, run(tmp_path, "cgd", "mirrored", *given), within=5e-3)
 
 
 @pytest.mark.slow
