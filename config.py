@@ -61,6 +61,7 @@ lam_1 = 0.1  # weight of the entropy loss (unlabelled images)
 lam_2 = 0.1  # weight of the classification loss
 temperature = 0.5  # spq: of the contrast between views; cgd: of the classifier
 margin = 0.1  # cgd: by which a triplet's distances are to differ
+squared = False  # cgd: True: its squared distances
 smoothing = 0.1  # cgd: of the classifier's labels
 auxiliary = True  # cgd: classify the first descriptor's pooled features as well
 augment = "simclr"  # spq: how views are made; spq2021 is what the original's libraries did (its default with legacy)

@@ -18,6 +18,7 @@ busy while steps were taken, and with what. Writes benchmarks/results/step_time_
 import argparse
 import os
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def main(arguments=None):
 
     backend = keras.backend.backend()
     where = {"backend": backend, "machine": machine(), "device": _device()}
-    report = {"command": "python benchmarks/step_time.py", **where, "heads": {}}
+    given = sys.argv[1:] if arguments is None else arguments
+    report = {"command": " ".join(["python benchmarks/step_time.py", *given]), **where, "heads": {}}
     for head in options.heads:
         for precision in options.precisions:
             found = report["heads"].setdefault(head, {})[precision] = measure(head, precision, options)

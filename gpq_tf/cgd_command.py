@@ -3,6 +3,8 @@
 import argparse
 import os
 
+from gpq_tf.settings import METRIC_LEARNING
+
 DESCRIPTION = """Print Recall@k of a CGD model: every test image searches among the others for one of its class.
 
 A model with a codebook is measured twice: by its descriptors, and by the codes of all images but the searching one.
@@ -10,6 +12,8 @@ The arguments are those of the original's test.py; --resize and --precision are 
 
 # Images of a batch from which on a model with constant weights is no faster (benchmarks/cgd_speed.py).
 FREEZE_BELOW = 8
+# Of a side, as in config.py.
+MOST_PIXELS = 4096
 
 
 def parser():
@@ -33,9 +37,16 @@ def parser_of_images(command, description):
     add("--batch-size", type=int, default=1, help="images a step; the result does not depend on it (1)")
     add("--num-workers", type=int, default=1, help="threads that read images (1); 0 is 1 as well")
     add("--data-dir", default="./data/CUB_200_2011", help="folder of the images (./data/CUB_200_2011)")
-    add("--train-txt", default="./meta/CUB200/train.txt", help="list of training images: id, class, path; a header")
-    add("--test-txt", default="./meta/CUB200/test.txt", help="list of test images, likewise")
-    add("--bbox-txt", default="./meta/CUB200/bbox.txt", help="boxes that images are cut to; empty for whole images")
+    lists = "naver/cgd's, ./meta/CUB200/"
+    add("--train-txt", default="./meta/CUB200/train.txt", help=f"list: id, class, path; a header ({lists}train.txt)")
+    add("--test-txt", default="./meta/CUB200/test.txt", help=f"list of test images, likewise ({lists}test.txt)")
+    add("--bbox-txt", default="./meta/CUB200/bbox.txt", help=f"boxes; empty for whole images ({lists}bbox.txt)")
+    add(
+        "--dataset",
+        choices=METRIC_LEARNING,
+        default="image_lists",
+        help="the lists above, or what lies in --data-dir, as in config.py (image_lists)",
+    )
     add("--gpu", type=int, help="number of the GPU, -1 for the CPU (CUDA_VISIBLE_DEVICES if that is set, else 0)")
     add(
         "--resize",
@@ -64,9 +75,10 @@ def parse(arguments):
 
 def check_sizes(made, options):
     """Refuse sizes that no image or batch has (ValueError), of options that `parser_of_images` describes."""
-    for name in ("image_width", "image_height", "batch_size"):
-        if getattr(options, name) < 1:
-            made.error(f"--{name.replace('_', '-')}: expected a positive integer, received {getattr(options, name)}")
+    for name, high in (("image_width", MOST_PIXELS), ("image_height", MOST_PIXELS), ("batch_size", 10**6)):
+        if not 1 <= getattr(options, name) <= high:
+            expected = f"an integer of 1 to {high}"
+            made.error(f"--{name.replace('_', '-')}: expected {expected}, received {getattr(options, name)}")
     if options.num_workers < 0:
         made.error(f"--num-workers: expected an integer of 0 or more, received {options.num_workers}")
 
@@ -80,10 +92,13 @@ def hide_other_gpus(options):
 
 
 def read_lists(options, report):
-    """(train, test): ImageLists, see `data.cub.read_meta`; how many images they have is reported."""
-    from gpq_tf.data import cub
+    """(train, test): ImageLists, see `data.metric_learning.load`; how many images they have is reported."""
+    from gpq_tf.data import cub, metric_learning
 
-    train, test = cub.read_meta(options.data_dir, options.train_txt, options.test_txt, options.bbox_txt or None)
+    if options.dataset == "image_lists":
+        train, test = cub.read_meta(options.data_dir, options.train_txt, options.test_txt, options.bbox_txt or None)
+    else:
+        train, test = metric_learning.load(options.dataset, options.data_dir, boxes=bool(options.bbox_txt))
     report(
         f"training: {len(train.files)} images of {len(train.class_names)} classes; "
         f"test: {len(test.files)} images of {len(test.class_names)} classes"
@@ -103,15 +118,30 @@ def load(source, options, report):
         RetrievalModel, frozen where batches are small.
 
     Raises:
-        ValueError, OSError: if there is no such model, or it is damaged.
+        ValueError, OSError: if there is no such model, it is damaged, or of another head.
     """
-    from gpq_tf import convert
+    from gpq_tf import codebooks, convert
 
     model, lines = convert.load(source, precision=options.precision)
+    codebooks.check_model(model)
     report(", ".join([f"model: {source}", *lines[:1]]))
+    if options.gpu is not None and options.gpu >= 0 and not _has_gpu():
+        report(f"there is no GPU {options.gpu} here: computing on the CPU")
     if options.batch_size < FREEZE_BELOW:
         model.freeze()
     return model
+
+
+def _has_gpu():
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_backend() == "gpu"
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def embed(model, images, options, progress):
@@ -119,6 +149,7 @@ def embed(model, images, options, progress):
     import numpy as np
 
     from gpq_tf.data.images import image_batches
+    from gpq_tf.data.metric_learning import UPRIGHT
 
     batches = image_batches(
         images.files,
@@ -128,6 +159,7 @@ def embed(model, images, options, progress):
         options.batch_size,
         options.resize,
         max(1, options.num_workers),
+        upright=options.dataset in UPRIGHT,
     )
     n_batch = -(-len(images.files) // options.batch_size)
     return np.concatenate([model.embed(batch) for batch in progress(batches, "images", n_batch)])

@@ -159,7 +159,9 @@ def variance_lost(model, descriptors):
         float >= 0.
     """
     error = descriptors - np.asarray(decode(retrieval.codes_of(model, descriptors), model.codebook))
-    return float(np.square(error).sum() / np.square(descriptors - descriptors.mean(axis=0)).sum())
+    variance = np.square(descriptors - descriptors.mean(axis=0)).sum()
+    # Descriptors of one and the same image differ by rounding.
+    return float(np.square(error).sum() / variance) if variance > 1e-12 * np.square(descriptors).sum() else 0.0
 
 
 def _rotation(descriptors, quantizer, hot_start, seed):

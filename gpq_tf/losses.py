@@ -121,7 +121,7 @@ def classification_smoothed(labels, logits, temperature=0.5, smoothing=0.1):
     smoothing * C / (C - 1).
 
     Args:
-        labels: int (B,), 0 to C - 1.
+        labels: int (B,), 0 to C - 1, which is not checked: another label has no class, and no error.
         logits: float (B, C).
         temperature: float > 0, divides the logits.
         smoothing: float, 0 for labels as they are.
@@ -220,7 +220,9 @@ def hardest_pairs(embeddings, labels, squared=False, others=None):
     others = embeddings if others is None else ops.convert_to_tensor(others)
     _same_shape("labels", labels, "the embeddings' first axis", embeddings[:, 0])
     _same_shape("others", others, "the embeddings", embeddings)
-    rows, columns = ops.stop_gradient(embeddings), ops.stop_gradient(others)
+    # About their mean, or the distances of descriptors that are nearly alike would drown in the rounding of products.
+    mean = ops.stop_gradient(ops.mean(embeddings, axis=0))
+    rows, columns = ops.stop_gradient(embeddings) - mean, ops.stop_gradient(others) - mean
     # ||x_i - y_j||^2 without ||x_i||^2, which is the same for every j, made positive
     distances = ops.sum(ops.square(columns), axis=-1) - 2 * ops.matmul(rows, ops.transpose(columns))
     distances = distances - ops.min(distances)
@@ -287,8 +289,8 @@ def _distances(x, y, squared):
     squares = ops.sum(ops.square(x - y), axis=-1)
     if squared:
         return squares
-    apart = squares > 0
-    return ops.where(apart, ops.sqrt(ops.where(apart, squares, 1.0)), 0.0)
+    alike = squares <= 0  # what is not a number stays so
+    return ops.where(alike, 0.0, ops.sqrt(ops.where(alike, 1.0, squares)))
 
 
 def _mean_squared_length(x):

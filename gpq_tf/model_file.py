@@ -107,10 +107,17 @@ def check_shipped(path):
         path: pathlib.Path.
 
     Raises:
-        ValueError: if it has another, or is not listed.
+        ValueError: if it has another, or is not listed, or the list is missing or damaged.
     """
-    lines = (line.split() for line in (path.parent / "SHA256SUMS").read_text().splitlines())
-    expected = {name: checksum for checksum, name in lines}.get(path.name)
+    sums = path.parent / "SHA256SUMS"
+    try:
+        pairs = [line.split() for line in sums.read_text(encoding="utf-8").splitlines()]
+        expected = {name: checksum for checksum, name in pairs}.get(path.name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"Invalid list of checksums {sums}. Expected a sha256 and a name on each line. Received: {error}; "
+            "the package's files were changed: install it again"
+        ) from error
     received = hashlib.sha256(path.read_bytes()).hexdigest()
     if received != expected:
         raise ValueError(

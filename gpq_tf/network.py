@@ -265,5 +265,5 @@ def _check_images(images, smallest_side):
     if dtype != np.uint8 or shape is None or len(shape) != 4 or shape[3] != 3 or min(shape[1:3]) < smallest_side:
         raise ValueError(
             f"Invalid images. Expected uint8 (N, H, W, 3) with H and W at least {smallest_side}. "
-            f"Received: {dtype} {shape}"
+            f"Received: {type(images).__name__ if shape is None else f'{dtype} {shape}'}"
         )

@@ -54,11 +54,12 @@ def run(options, report, progress):
     train, _ = cgd_command.read_lists(options, report)
     model = cgd_command.load(options.model, options, report)
     # Better now than after all images have been embedded.
-    codebooks.check_model(model)
     size = heads.recipe("cgd").descriptor_size(model.architecture)
     codebooks.check_sizes(len(train.files), size, options.n_book, options.n_word, options.method)
     files.check_writable(options.out)
     descriptors = cgd_command.embed(model, train, options, progress)
+    if options.method == "opq":
+        report(f"fitting {options.n_book} books of {options.n_word} codewords and a rotation, which may take minutes")
     codebook, rotation = codebooks.fit(descriptors, options.n_book, options.n_word, options.method, options.seed)
     turned = codebooks.turned(descriptors, rotation)
     made = codebooks.with_codebook(model, codebook, rotation, turned)

@@ -62,6 +62,13 @@ class Saves:
         others = len(by_epoch) - len(self._paths)
         if others:
             report(f"{stem.parent} holds {others} models of another run: those of the same epochs will be replaced")
+        if self.best["epoch"] is None and self._best_path.exists():
+            report(f"{self._best_path} is the best model of another run: this one's first evaluation will replace it")
+
+    @property
+    def newest(self):
+        """Path of the newest model of the run, the best if there is no other, or None."""
+        return self.last_good or (self._best_path if self.best["epoch"] is not None else None)
 
     @property
     def _best_path(self):

@@ -128,6 +128,7 @@ FIELDS = {
     "lam_2": (0.1, _number(0)),
     "temperature": (0.5, _number(0, above=True)),
     "margin": (0.1, _number(0)),
+    "squared": (False, _boolean),
     "smoothing": (0.1, _number(0, 1)),
     "auxiliary": (True, _boolean),
     "augment": ("simclr", _choice(*AUGMENTATIONS)),

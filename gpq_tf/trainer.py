@@ -248,7 +248,7 @@ def _finish_step(run, step, epoch, losses, rate, n_images):
     """Wait for a step, check its loss and tell of it; returns the loss."""
     losses = {name: float(value) for name, value in losses.items()}
     if not math.isfinite(losses["loss"]):
-        raise Diverged(_diverged(f"Loss is {losses['loss']} at step {step}", epoch, run.saves.last_good))
+        raise Diverged(_diverged(f"Loss is {losses['loss']} at step {step}", epoch, run))
     rate = float(keras.ops.convert_to_numpy(rate))
     entry = {**losses, "lr": rate, "images_per_second": round(n_images / run.clock.tick(), 1)}
     run.log.write(event="step", step=step, epoch=epoch, **entry)
@@ -262,7 +262,7 @@ def _finish_step(run, step, epoch, losses, rate, n_images):
 
 def _evaluate(run, step, epoch, loss):
     """Measure the model on all queries, and keep it where it is the best so far."""
-    _check_finite(run.model, step, epoch, run.saves.last_good)
+    _check_finite(run.model, step, epoch, run)
     scores = run.measure.evaluate(run.model, run.data, run.settings)
     run.model.record, run.model.training_state = {"epoch": epoch, "step": step, **scores, **run.about}, None
     path = run.saves.save_if_best(run.model)
@@ -278,7 +278,7 @@ def _evaluate(run, step, epoch, loss):
 
 def _save(run, step, epoch, loss):
     """Save the model with what training needs to go on, after a look at it on a subset of the data."""
-    _check_finite(run.model, step, epoch, run.saves.last_good)
+    _check_finite(run.model, step, epoch, run)
     found = run.measure.watch(run.model, run.data, run.settings)
     watched = {f"{run.measure.score}_of_subset": found.score}
     run.model.record = {"epoch": epoch, "step": step, **watched, **run.about}
@@ -295,7 +295,7 @@ def _save(run, step, epoch, loss):
 
 def _save_stopped(run, step, epoch):
     """Save the model with what training needs to go on, at once: whoever sends a signal may not wait."""
-    _check_finite(run.model, step, epoch, run.saves.last_good)
+    _check_finite(run.model, step, epoch, run)
     run.model.record = {"epoch": epoch, "step": step, **run.about}
     run.model.training_state = training_state.from_optimizer(run.optimizer, step)
     path = run.saves.save_stopped(run.model)
@@ -364,13 +364,16 @@ def initial_model(settings):
     Raises:
         ValueError: if the file is damaged, or its backbone has another width, or a file that was asked for is absent.
     """
-    model = RetrievalModel(**heads.architecture_of(settings), dtype=settings.precision)
-    if settings.head == "cgd" and settings.init is not None and keras_resnet.find(settings.init):
+    architecture = heads.architecture_of(settings)
+    if settings.init is not None and not (settings.head == "cgd" and keras_resnet.find(settings.init)):
+        n_book = settings.n_book if "n_book" in settings.given else None
+        other, _ = convert.load(settings.init, n_book)
+        model = RetrievalModel(**_as_converted(architecture, other), dtype=settings.precision)
+        return model, _copy_from(settings.init, other, model)
+    model = RetrievalModel(**architecture, dtype=settings.precision)
+    if settings.head == "cgd" and settings.init is not None:
         keras_resnet.load_backbone(model.backbone, settings.init)
         return model, f"starting from {settings.init} (backbone; head from seed {settings.seed})"
-    if settings.init is not None:
-        n_book = settings.n_book if "n_book" in settings.given else None
-        return model, _copy_from(settings.init, model, n_book)
     mat_file = mat.find(settings.ImageNet_pretrained_path)
     if mat_file is not None and settings.head == "gpq":
         mat.load_backbone(model.backbone, mat_file)
@@ -460,9 +463,16 @@ def _resumed(settings, optimizer, total, fingerprint):
     return model, f"resuming {settings.resume} after step {done}", done
 
 
-def _copy_from(source, model, n_book):
+def _as_converted(architecture, other):
+    """The architecture, laid out as a converted checkpoint's where no settings describe that (`heads.cgd`)."""
+    if "layout" not in architecture or other.head_name != "cgd" or "backbone" in heads.fixed_by(other.architecture):
+        return architecture
+    own = ("layout", "use_bias", "gem_floor", "l2_epsilon", "normalize_branches", "normalize_combined")
+    return architecture | {name: other.architecture[name] for name in (*own, "classifier_place")}
+
+
+def _copy_from(source, other, model):
     """Copy backbone and, where its sizes agree, head of another model; returns a line that says what was copied."""
-    other, _ = convert.load(source, n_book)
     _assign_all(other.backbone, model.backbone, source)
     shapes = [[tuple(weight.shape) for weight in part.head.weights] for part in (other, model)]
     if shapes[0] == shapes[1]:
@@ -472,6 +482,11 @@ def _copy_from(source, model, n_book):
 
 
 def _assign_all(source_layer, target_layer, source):
+    if len(source_layer.weights) != len(target_layer.weights):
+        raise ValueError(
+            f"Invalid init {source!r}. Expected {len(target_layer.weights)} variables of {target_layer.name}. "
+            f"Received: {len(source_layer.weights)}; is it of another head or backbone?"
+        )
     for old, new in zip(source_layer.weights, target_layer.weights, strict=True):
         if tuple(old.shape) != tuple(new.shape):
             raise ValueError(
@@ -520,18 +535,18 @@ def _make_deterministic():
             tf.config.experimental.enable_op_determinism()
 
 
-def _check_finite(model, step, epoch, last_good):
+def _check_finite(model, step, epoch, run):
     for weight in model.weights:
         if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
-            raise Diverged(_diverged(f"{weight.path} is not finite after step {step}", epoch, last_good))
+            raise Diverged(_diverged(f"{weight.path} is not finite after step {step}", epoch, run))
 
 
-def _diverged(what, epoch, last_good):
-    last = f"the last good model is {last_good}" if last_good else "no model was saved yet"
-    return (
-        f"{what} (epoch {epoch}); {last}. Try --precision=float32, smaller alpha or beta, smaller lam_1 and lam_2, "
-        "or another --init"
-    )
+def _diverged(what, epoch, run):
+    newest = run.saves.newest
+    last = f"the last good model is {newest}" if newest else "no model was saved yet"
+    weights = "smaller alpha or beta, smaller lam_1 and lam_2, " if run.settings.head == "gpq" else ""
+    advice = f"Try --precision=float32, a smaller --learning_rate, {weights}or another --init"
+    return f"{what} (epoch {epoch}); {last}. {advice}"
 
 
 def _stopped(number, step, total, path):

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gpq_tf import cgd_command, convert
 from gpq_tf.__main__ import main
@@ -94,7 +95,8 @@ def test_a_model_without_a_codebook_says_so():
         ),
         (["--pretrained-model=x", f"--recallk={2**63}"], "--recallk: expected positive integers"),
         (["--pretrained-model=x", "--num-workers=-1"], "--num-workers: expected an integer of 0 or more, received -1"),
-        (["--pretrained-model=x", "--batch-size=0"], "--batch-size: expected a positive integer, received 0"),
+        (["--pretrained-model=x", "--batch-size=0"], "--batch-size: expected an integer of 1 to 1000000, received 0"),
+        (["--pretrained-model=x", "--image-width=5000"], "--image-width: expected an integer of 1 to 4096, received"),
         (["--pretrained-model=x", "--batch-size=many"], "invalid int value: 'many'"),
         (["--pretrained-model=x", "--no-such=1"], "unrecognized arguments: --no-such=1"),
         (["--pretrained-model=x", "--bbox-txt=none.txt"], "none.txt"),
@@ -146,3 +148,18 @@ def test_a_checkpoint_that_lacks_a_file_says_which(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=words):
             cgd_command.load(str(tmp_path / name), options, print)
+
+
+def test_other_sets_and_other_devices_than_the_originals(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    for name, colour in (("a", "red"), ("b", "green"), ("c", "blue"), ("d", "white")):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.new("RGB", (9, 9), colour).save(tmp_path / name / f"{number}.png")
+    folders = ["--dataset=image_folders", f"--data-dir={tmp_path}", "--image-width=16", "--image-height=16"]
+    assert main(["cgd", "--pretrained-model=cgd-tinyimagenet-32bytes", "--gpu=7", "--recallk=1", *folders]) == 0
+    output = capsys.readouterr().out
+    assert "test: 4 images of 2 classes" in output and "there is no GPU 7 here: computing on the CPU" in output
+    assert "R@   1: 1.0000" in output
+    assert main(["cgd", "--pretrained-model=gpq-cifar10-48bits", *folders]) == 2
+    assert "Expected one of the head cgd" in capsys.readouterr().err

@@ -87,6 +87,11 @@ BOX = "'image_id x y width height', a box of at least one pixel that begins insi
     [
         ("train.txt", "", 1, HEADER, "nothing"),
         ("train.txt", "1 5 images/a/1.png\n", 1, HEADER, "1 5 images/a/1.png"),
+        ("train.txt", "\ufeff1 5 images/a/1.png\n", 1, HEADER, "1 5 images/a/1.png"),
+        ("train.txt", "0.0 5 images/a/1.png\n", 1, HEADER, "0.0 5 images/a/1.png"),
+        ("test.txt", "id class path\n4 0 images/c/4.png\n4 0 images/c/4.png\n", 3,
+         "another image_id than in the lines before", "4 0 images/c/4.png"),
+        ("bbox.txt", "1 0 1 2 3\n1 0 0 1 1\n", 2, "one box for each image_id", "1 0 0 1 1"),
         ("train.txt", "id class path\n", 2, "images, a line 'image_id class_id path' each", "nothing"),
         ("train.txt", "id class path\n1 5\n", 2, LINE, "1 5"),
         ("train.txt", "id class path\n\n1 5 images/a/1.png\nx 5 images/a/1.png\n", 4, LINE, "x 5 images/a/1.png"),
@@ -162,9 +167,9 @@ def test_the_archives_own_layout(archive):
     [
         ("images.txt", "1\n", 1, "'image_id path'", "1"),
         ("images.txt", "one 001.Auk/a.png\n", 1, "'image_id path'", "one 001.Auk/a.png"),
-        ("images.txt", "1 001.Auk/a.png\n6 001.Auk/d.png\n", 2, "another image_id, which has a class and a box",
-         "6 001.Auk/d.png"),
-        ("images.txt", "1 001.Auk/a.png\n1 001.Auk/d.png\n", 2, "another image_id, which has a class and a box",
+        ("images.txt", "1 001.Auk/a.png\n6 001.Auk/d.png\n", 2,
+         "an image_id that image_class_labels.txt has a class of classes.txt for", "6 001.Auk/d.png"),
+        ("images.txt", "1 001.Auk/a.png\n1 001.Auk/d.png\n", 2, "another image_id than in the lines before",
          "1 001.Auk/d.png"),
         ("images.txt", "1 001.Auk/z.png\n", 1, "the path of an image", "no file FOLDER/images/001.Auk/z.png"),
         ("image_class_labels.txt", "1 1\n2 Emu\n", 2, "'image_id class_id'", "2 Emu"),
@@ -183,7 +188,7 @@ def test_a_wrong_line_of_the_archive_is_named(archive, name, text, line, expecte
 def test_a_class_without_a_name_is_refused_where_an_image_has_it(archive):
     (archive / "classes.txt").write_text("1 001.Auk\n2 002.Emu\n3 003.Jay\n")
     with pytest.raises(
-        ValueError, match=r"images\.txt, line 5\. Expected another image_id, which has a class and a box"
+        ValueError, match=r"images\.txt, line 5\. Expected an image_id that image_class_labels\.txt has a class of"
     ):
         cub.read_cub(archive)
 
@@ -193,3 +198,12 @@ def test_an_absent_file_of_the_archive_is_an_oserror(archive, name):
     (archive / name).unlink()
     with pytest.raises(OSError, match=re.escape(name)):
         cub.read_cub(archive)
+
+
+def test_the_archive_without_boxes_needs_no_file_of_them(archive):
+    (archive / "images.txt").write_text("1 001.Auk/a.png\n6 001.Auk/d.png\n")
+    (archive / "image_class_labels.txt").write_text("1 1\n6 2\n")
+    with pytest.raises(ValueError, match=r"line 2\. Expected an image_id that bounding_boxes\.txt has a box of"):
+        cub.read_cub(archive)
+    (archive / "bounding_boxes.txt").unlink()
+    assert [part.boxes for part in cub.read_cub(archive, boxes=False)] == [None, None]

@@ -1,11 +1,13 @@
 """The door to the collections: each kind is found, with boxes and without."""
 
+import dataclasses
 import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gpq_tf import settings
 from gpq_tf.data import cub, image_lists, images, lazy, metric_learning, resize, tfds_files
@@ -54,9 +56,12 @@ def test_without_boxes_their_file_is_not_needed(meta):
 def test_the_other_kinds_have_their_readers(monkeypatch, tmp_path, dataset, module, name, boxes):
     both = tuple(image_lists.numbered([part], [0], [(1, 2, 3, 4)], str, part) for part in ("train", "test"))
     asked = []
-    monkeypatch.setattr(module, name, lambda *arguments: asked.append(arguments) or both)
+    whole = tuple(dataclasses.replace(images, boxes=None) for images in both)
+    given = whole if module is cub and not boxes else both  # which does not read them then
+    monkeypatch.setattr(module, name, lambda *arguments: asked.append(arguments) or given)
     found = metric_learning.load(dataset, tmp_path, boxes=boxes, download=True)
-    assert asked == [(dataset, tmp_path, True) if module is tfds_files else (tmp_path,)]
+    expected = {tfds_files: (dataset, tmp_path, True), cub: (tmp_path, boxes), image_lists: (tmp_path,)}
+    assert asked == [expected[module]]
     assert [part.files for part in found] == [["train"], ["test"]]
     assert all((part.boxes is not None) == boxes for part in found)
 
@@ -179,3 +184,15 @@ def test_the_unseen_classes_alone(birds):
     test, source = metric_learning.load_test_for(settings.resolve(given, "no_such_config.py"))
     np.testing.assert_array_equal(test.pixels, found(birds, f"--meta_dir={birds}").test.pixels)
     assert source == f"3 images of 1 unseen classes, from {birds}"
+
+
+def test_classes_of_both_parts_are_not_called_unseen(tmp_path):
+    for part, classes in (("train", "abc"), ("test", "bcd")):
+        for name in classes:
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (9, 9)).save(tmp_path / part / name / "one.png")
+    given = ["--head=cgd", "--dataset=image_folders", f"--data_dir={tmp_path}", "--image_size=16"]
+    chosen = settings.resolve(given, "no_such_config.py")
+    both = f"3 images of 3 classes, 2 of which are NOT unseen: training has them too, from {tmp_path}"
+    assert metric_learning.load_for(chosen).source == f"3 images of 3 classes to train on, {both}"
+    assert metric_learning.load_test_for(chosen)[1] == both

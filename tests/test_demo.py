@@ -199,3 +199,20 @@ def test_evaluate_goes_on_to_measure(here, folders, capsys):
     assert run("evaluate", "model.keras", *given) == 0
     assert "mAP: " in capsys.readouterr().out
     assert sorted(here.iterdir()) == before
+
+
+def test_a_photo_of_the_originals_lists_is_read_as_they_are(here, capsys):
+    """Which the original does not turn as EXIF asks: a photo that is in the gallery finds itself."""
+    lines = {"train": ["id class path"], "test": ["id class path"]}
+    for number in range(6):
+        Path(f"{number}.jpg").write_bytes(exif_jpeg(picture(number, 40, 60), 6 if number == 4 else 1))
+        lines["train" if number < 2 else "test"].append(f"{number} {number} {number}.jpg")
+    Path("meta").mkdir()
+    for name, of_list in lines.items():
+        Path("meta", f"{name}.txt").write_text("\n".join(of_list) + "\n")
+    given = ["--head=cgd", "--dataset=image_lists", "--data_dir=.", "--boxes=False", "--query_image=4.jpg"]
+    assert run("demo", *given, "--model_load_path=cgd-tinyimagenet-32bytes", "--image_size=64") == 0
+    first = re.search(
+        r"^ 1\. squared distance ([\d.e-]+), .*gallery image (\d+)$", capsys.readouterr().out, re.MULTILINE
+    )
+    assert int(first[2]) == 2 and float(first[1]) < 1e-9

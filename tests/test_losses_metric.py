@@ -143,6 +143,25 @@ def test_distances_do_not_suffer_from_cancellation():
     np.testing.assert_allclose(negative, np.linalg.norm(centres[0] - centres[2]), rtol=1e-3)
 
 
+@pytest.mark.parametrize("squared", [False, True])
+def test_the_nearest_of_descriptors_that_are_nearly_alike(squared):
+    """As those of a network that has learned little: products of float32 do not tell them apart."""
+    embeddings = (units(8, 1, 64) + 1e-5 * normals(9, 40, 64)).astype("float32")
+    labels = np.arange(40) % 5
+    distances = np.square(embeddings[:, None].astype(float) - embeddings).sum(axis=-1)
+    same = labels[:, None] == labels
+    nearest, farthest = np.where(same, np.inf, distances).min(axis=1), np.where(same, distances, -1).max(axis=1)
+    positive, negative, _, _ = losses.hardest_pairs(embeddings, labels, squared)
+    power = 1 if squared else 0.5
+    np.testing.assert_allclose(positive, farthest**power, rtol=1e-5)
+    np.testing.assert_allclose(negative, nearest**power, rtol=1e-5)
+
+
+def test_what_is_not_a_number_is_not_hidden_by_the_margin():
+    embeddings = np.array([[0.0], [1.0], [3.0], [np.nan]], "float32")
+    assert np.isnan(losses.batch_hard_triplet(embeddings, [0, 0, 1, 1]))
+
+
 def test_the_nearest_and_farthest_are_found():
     embeddings = np.array([[0.0], [1.0], [3.0], [3.5], [10.0]], "float32")
     positive, negative, positive_index, negative_index = losses.hardest_pairs(embeddings, [0, 0, 0, 1, 1])

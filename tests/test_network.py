@@ -397,6 +397,10 @@ def test_a_shipped_model_is_found_by_its_name(tmp_path, saved, monkeypatch):
     assert load_model("a-24bits").codebook.shape == (3, 16, 4)
     with pytest.raises(ValueError, match=r"b-48bits\.keras\. Expected sha256 0{64}\. Received: .* install it"):
         load_model("b-48bits")
+    for damage in (lambda: sums.write_text("garbage\n"), lambda: sums.write_bytes(b"\xff\n"), sums.unlink):
+        damage()
+        with pytest.raises(ValueError, match=r"^Invalid list of checksums .*SHA256SUMS\. Expected .* install it again"):
+            load_model("a-24bits")
     assert find_model(str(saved)) == saved
     (tmp_path / "other.ckpt").write_bytes(b"")
     expected = "Invalid model. Expected a .keras file or one of a-24bits, b-48bits. Received: "

@@ -100,7 +100,11 @@ def test_a_new_run_leaves_others_models_alone_and_says_so(stem, model):
     stem.with_name("gpq_10bits_7.keras").write_bytes(b"")
     reports = []
     second = saves(stem, keep=1, reports=reports)
-    assert reports == [f"{stem.parent} holds 2 models of another run: those of the same epochs will be replaced"]
+    assert reports == [
+        f"{stem.parent} holds 2 models of another run: those of the same epochs will be replaced",
+        f"{stem}_best.keras is the best model of another run: this one's first evaluation will replace it",
+    ]
+    assert second.newest is None
     assert (second.last_good, second.best["mAP"]) == (None, -1.0)
     save(second, model, 3, 4)
     left = {file.name for file in stem.parent.glob("*.keras")}

@@ -22,6 +22,7 @@ from gradients import random_cases
 from small_data import HEADS, coloured_data
 
 PROGRAM = Path(__file__).with_name("replica_program.py")
+BOTH = ("one", "mirrored")
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="strategies are TensorFlow's")
 
@@ -107,7 +108,7 @@ def test_two_devices_compute_what_one_computes(tmp_path, on_one_device, head):
 def test_losses_of_the_network_with_its_kinks(tmp_path, monkeypatch, head):
     """Gradients may differ where a ReLU stands at its kink (`replica_program`); five steps' losses hardly notice."""
     monkeypatch.setenv("KINKS", "1")
-    alone, together = (run(tmp_path, head, strategy) for strategy in ("one", "mirrored"))
+    alone, together = results({tmp_path / f"{each}.npz": start(tmp_path / f"{each}.npz", head, each) for each in BOTH})
     names = [name for name in alone if name.startswith("loss/")]
     assert len(names) >= 5
     for name in names:
@@ -128,7 +129,7 @@ def test_codes_are_learned_together_as_alone(tmp_path, on_one_device):
 @pytest.mark.slow
 def test_the_optimisers_of_training_get_the_same_gradients(tmp_path, on_one_device, monkeypatch):
     monkeypatch.setenv("OWN_OPTIMIZER", "1")
-    alone, together = (run(tmp_path, "gpq", strategy) for strategy in ("one", "mirrored"))
+    alone, together = results({tmp_path / f"{each}.npz": start(tmp_path / f"{each}.npz", "gpq", each) for each in BOTH})
     check_equal(alone, together, [name for name in alone if name.startswith(("slot/0/", "loss/"))])
     # Adam's step is as long as its rate, whatever the gradient's length.
     for name in (

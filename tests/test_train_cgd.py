@@ -206,9 +206,10 @@ def test_a_batch_is_a_function_of_seed_and_step(folders, data):
     assert first["offsets"].min() >= 0 and first["offsets"].max() == 4
 
 
-@pytest.mark.parametrize("auxiliary", [True, False])
-def test_the_losses_are_those_of_the_head(folders, data, auxiliary):
-    chosen = settings("models", folders, auxiliary=auxiliary, margin=0.3, smoothing=0.2, temperature=0.7, n_CLASSES=10)
+@pytest.mark.parametrize(("auxiliary", "squared"), [(True, False), (False, True)])
+def test_the_losses_are_those_of_the_head(folders, data, auxiliary, squared):
+    given = {"auxiliary": auxiliary, "squared": squared, "margin": 0.3, "smoothing": 0.2, "temperature": 0.7}
+    chosen = settings("models", folders, n_CLASSES=10, **given)
     model = trainer.initial_model(chosen)[0]
     assert model.architecture["n_classes"] == (10 if auxiliary else 0)
     batch = cgd.draw_batch(data, chosen, 0)
@@ -221,7 +222,7 @@ def test_the_losses_are_those_of_the_head(folders, data, auxiliary):
     found = losses_of_batch(cgd, model, batch, chosen)
     features = model.backbone(cgd.preprocess(windows), training=True)
     logits = model.head.first_descriptor_logits(features) if auxiliary else None
-    expected = model.head.losses_of(model.head(features), batch["labels"], logits, 0.3, 0.7, 0.2)
+    expected = model.head.losses_of(model.head(features), batch["labels"], logits, 0.3, 0.7, 0.2, squared)
     assert {name: float(value) for name, value in found.items()} == pytest.approx(
         {name: float(value) for name, value in expected.items()}, rel=1e-5
     )

@@ -1,5 +1,6 @@
 """CUB-200-2011 in two layouts: the text files of the original CGD, and the data set's own."""
 
+import errno
 import math
 import os
 from pathlib import Path
@@ -7,13 +8,18 @@ from pathlib import Path
 from gpq_tf.data.image_lists import numbered, split_classes
 
 HEADER = "image_id class_id path"
+_WHERE_FROM = (
+    "expected the lists train.txt, test.txt and bbox.txt of github.com/naver/cgd (dataset image_lists) or the text "
+    "files of CUB-200-2011's archive (cub200); --dataset=image_folders takes a folder a class"
+)
 
 
 def read_meta(data_dir, train_txt, test_txt, bbox_txt=None):
     """Read the original's layout: one text file for either list, one for the boxes of both.
 
     A list begins with a header line, then a line `image_id class_id path` an image, the path relative to `data_dir`.
-    A line of the boxes is `image_id x y width height`; fractions of a pixel are cut off.
+    A line of the boxes is `image_id x y width height`; fractions of a pixel are cut off. No image_id occurs twice in a
+    file.
 
     Args:
         data_dir: str or Path.
@@ -35,17 +41,20 @@ def read_meta(data_dir, train_txt, test_txt, bbox_txt=None):
 
 
 def _read_list(path, data_dir, boxes, bbox_txt):
-    ids, classes, files, names = [], [], [], {}
+    ids, seen, classes, files, names = [], set(), [], [], {}
     lines = _lines(path)
     number, text = next(lines, (1, ""))
     # The original drops the first line whatever it says: without a header, an image would be lost.
-    if not text or _is_image(text.split(maxsplit=2)):
+    if not text or _is_number(text.split()[0]):
         raise _invalid(path, number, f"a header line such as {HEADER!r}", text)
     for number, text in lines:
         fields = text.split(maxsplit=2)  # the path may contain blanks
         if not _is_image(fields):
             raise _invalid(path, number, f"{HEADER!r}, two integers and a path", text)
+        if int(fields[0]) in seen:  # it would find itself
+            raise _invalid(path, number, "another image_id than in the lines before", text)
         ids.append(int(fields[0]))
+        seen.add(ids[-1])
         classes.append(int(fields[1]))
         files.append(_existing(path, number, data_dir, fields[2]))
         if boxes is not None and ids[-1] not in boxes:
@@ -60,15 +69,16 @@ def _is_image(fields):
     return len(fields) == 3 and all(_is_integer(field) for field in fields[:2])
 
 
-def read_cub(data_dir):
+def read_cub(data_dir, boxes=True):
     """Read CUB-200-2011 as its archive unpacks: images.txt, image_class_labels.txt, bounding_boxes.txt, classes.txt.
 
     Args:
         data_dir: str or Path, the folder of these files; the pictures are in its folder `images`.
+        boxes: bool; False leaves bounding_boxes.txt alone.
 
     Returns:
         (train, test): ImageLists of the first 100 classes and of the other 100 (see `image_lists.split_classes`), with
-        boxes.
+        boxes if asked for.
 
     Raises:
         OSError: if a file cannot be opened.
@@ -79,14 +89,18 @@ def read_cub(data_dir):
     path = data_dir / "images.txt"
     names = _read_ids(data_dir / "classes.txt", "class_id class_name", str)
     classes = _read_ids(data_dir / "image_class_labels.txt", "image_id class_id", int)
-    boxes = _read_boxes(data_dir / "bounding_boxes.txt")
+    boxes = _read_boxes(data_dir / "bounding_boxes.txt") if boxes else None
     files = {}
     for number, text in _lines(path):
         image_id, name = _two(path, number, text, "image_id path", str)
-        if image_id in files or image_id not in boxes or classes.get(image_id) not in names:
-            raise _invalid(path, number, "another image_id, which has a class and a box", text)
+        if image_id in files:
+            raise _invalid(path, number, "another image_id than in the lines before", text)
+        if classes.get(image_id) not in names:
+            raise _invalid(path, number, "an image_id that image_class_labels.txt has a class of classes.txt for", text)
+        if boxes is not None and image_id not in boxes:
+            raise _invalid(path, number, "an image_id that bounding_boxes.txt has a box of", text)
         files[image_id] = _existing(path, number, data_dir / "images", name)
-    of_files = ([table[image_id] for image_id in files] for table in (classes, boxes))
+    of_files = (table and [table[image_id] for image_id in files] for table in (classes, boxes))
     return split_classes(numbered(files.values(), *of_files, names.get, f"CUB-200-2011 in {data_dir}"))
 
 
@@ -104,6 +118,8 @@ def _read_boxes(path):
             raise _invalid(path, number, expected, text) from None
         if min(x, y) < 0 or min(width, height) < 1 or max(x, y, width, height) >= 2**31:
             raise _invalid(path, number, expected, text)
+        if int(fields[0]) in boxes:
+            raise _invalid(path, number, "one box for each image_id", text)
         boxes[int(fields[0])] = x, y, width, height
     return boxes
 
@@ -122,13 +138,23 @@ def _two(path, number, text, header, parse):
 
 def _lines(path):
     """(line number from 1, text) of every line of a text file that is not blank."""
-    with open(path, encoding="utf-8") as file:
+    if not os.path.exists(path):
+        raise FileNotFoundError(errno.ENOENT, f"No such file; {_WHERE_FROM}", str(path))
+    with open(path, encoding="utf-8-sig") as file:  # some editors put a mark of the encoding first
         try:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line.strip()
         except UnicodeDecodeError as error:
             raise ValueError(f"Invalid {path}. Expected text. Found: {error}") from error
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_integer(text):

@@ -2,7 +2,8 @@
 
 Pillow's decoder gives the original's pixels to the bit (it uses libjpeg's accurate integer transform, as OpenCV does):
 seen with colour and grey JPEGs, baseline and progressive, at 4:4:4, 4:2:2 and 4:2:0, and with PNG, BMP and TIFF. The
-exception known is the rare 4:4:0, whose pixels newer versions of libjpeg-turbo smooth: up to 2 of 255 apart.
+exceptions known are the rare 4:4:0, whose pixels newer versions of libjpeg-turbo smooth (up to 2 of 255 apart), and
+TIFFs with alpha or in LAB.
 """
 
 import collections

@@ -10,6 +10,8 @@ from gpq_tf.data import cgd_sample, cub, image_lists, images, lazy, tfds_files
 from gpq_tf.settings import METRIC_LEARNING
 
 DATASETS = METRIC_LEARNING
+# Read as a viewer shows them: a user's own, and what is upright as it is.
+UPRIGHT = ("image_folders", "cgd_sample")
 SAMPLE = "the embedded sample of Tiny ImageNet"
 
 
@@ -115,7 +117,7 @@ def load_for(settings):
     """
     train, test = _found(settings)
     train, test = _image_set(train, settings, settings.image_size * 9 // 8), _image_set(test, settings)
-    source = f"{_count(train)} classes to train on, {_count(test)} unseen classes, from {_place(settings)}"
+    source = f"{_count(train)} classes to train on, {_count(test)} {_unseen(train, test)}, from {_place(settings)}"
     return UnseenClasses(train, test, source)
 
 
@@ -133,8 +135,15 @@ def load_test_for(settings):
     if not settings.given & {"dataset", "data_dir"} and not Path(settings.data_dir).exists():
         place = f"{SAMPLE}, since {settings.data_dir} does not exist"
         settings = settings.completed({"dataset": "cgd_sample"})
-    test = _image_set(_found(settings)[1], settings)
-    return test, f"{_count(test)} unseen classes, from {place}"
+    train, test = _found(settings)
+    unseen, test = _unseen(train, test), _image_set(test, settings)
+    return test, f"{_count(test)} {unseen}, from {place}"
+
+
+def _unseen(train, test):
+    """What to call the classes of test: folders below train and test may have the same names."""
+    both = len(set(train.class_names) & set(test.class_names))
+    return f"classes, {both} of which are NOT unseen: training has them too" if both else "unseen classes"
 
 
 def _place(settings):
@@ -158,7 +167,7 @@ def _count(image_set):
 
 def _image_set(listed, settings, side=None):
     side = side or settings.image_size
-    found = ImageSet(listed, side, upright=settings.dataset == "image_folders")
+    found = ImageSet(listed, side, upright=settings.dataset in UPRIGHT)
     if not lazy.are_held(len(found), side):
         return found
     return dataclasses.replace(found, pixels=found.read(np.arange(len(found))))
@@ -197,7 +206,7 @@ def load(dataset, data_dir, train_txt=None, test_txt=None, bbox_txt=None, boxes=
         lists = train_txt or meta / "train.txt", test_txt or meta / "test.txt"
         return cub.read_meta(data_dir, *lists, (bbox_txt or meta / "bbox.txt") if boxes else None)
     if dataset == "cub200":
-        both = cub.read_cub(data_dir)
+        return cub.read_cub(data_dir, boxes)
     elif dataset == "cgd_sample":
         both = cgd_sample.read_sample()
     elif dataset == "image_folders":

@@ -368,7 +368,10 @@ def steps_per_epoch(data, settings):
     """
     n_images, n_class = settings.images_per_class, len(data.train.class_names)
     if n_class < 2:
-        raise ValueError(f"Invalid training images. Expected two classes or more. Received: {n_class}")
+        raise ValueError(
+            f"Invalid training images. Expected two classes or more. Received: {', '.join(data.train.class_names)}; "
+            "folders are classes but for `train` and `test`, whose folders are"
+        )
     if settings.batch_size % n_images or not n_images < settings.batch_size <= n_images * n_class:
         raise ValueError(
             f"Invalid batch_size. Expected a multiple of {n_images}, the images of a class, "
@@ -429,7 +432,7 @@ def compare(model, described, settings):
     Returns:
         dict of float scalars, see `CGDHead.losses_of`.
     """
-    weights = {name: getattr(settings, name) for name in ("margin", "temperature", "smoothing", "alpha")}
+    weights = {name: getattr(settings, name) for name in ("margin", "squared", "temperature", "smoothing", "alpha")}
     return model.head.losses_of(**described, **weights)
 
 
