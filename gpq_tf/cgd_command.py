@@ -135,13 +135,10 @@ def load(source, options, report):
 def _has_gpu():
     import keras
 
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.default_backend() == "gpu"
-    import tensorflow as tf
-
-    return bool(tf.config.list_physical_devices("GPU"))
+    try:
+        return bool(keras.distribution.list_devices("gpu"))
+    except RuntimeError:  # JAX without any
+        return False
 
 
 def embed(model, images, options, progress):

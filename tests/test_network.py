@@ -123,8 +123,8 @@ def test_progress_wraps_the_batches(model, method):
         (np.zeros((8, 8, 3), "uint8"), "uint8 (8, 8, 3)"),
         (np.zeros((2, 7, 8, 3), "uint8"), "uint8 (2, 7, 8, 3)"),
         (np.zeros((2, 8, 7, 3), "uint8"), "uint8 (2, 8, 7, 3)"),
-        ([np.zeros((8, 8, 3), "uint8")], "None None"),
-        (None, "None None"),
+        ([np.zeros((8, 8, 3), "uint8")], "list"),
+        (None, "NoneType"),
     ],
 )
 def test_other_images_are_refused(model, method, images, received):
