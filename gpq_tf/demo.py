@@ -105,15 +105,13 @@ def _size_of_training(model, name):
     return {"image_size": settings_module.parse("image_size", before["image_size"], name)}
 
 
-def read_photo(path, size, resize="fast", upright=True):
-    """An image file of any format that Pillow reads, shown as EXIF asks.
+def read_photo(path, size, resize="fast"):
+    """An image file of any format that Pillow reads, turned as EXIF asks.
 
     Args:
         path: str or Path.
         size: int, pixels.
         resize: str, see `images.image_batches`.
-        upright: bool, whether the network takes it as it is shown, turned and laid on white, or as the original reads
-            its sets (`images.decode`).
 
     Returns:
         (shown, taken): uint8 (H, W, 3) as a viewer shows it, and (size, size, 3) as the network takes it.
@@ -123,7 +121,7 @@ def read_photo(path, size, resize="fast", upright=True):
         ValueError: if it is no image.
     """
     shown = images.decode(Path(path).read_bytes(), str(path), upright=True)
-    return shown, images.read_image(path, None, size, size, resize, upright=upright)
+    return shown, images.read_image(path, None, size, size, resize, upright=True)
 
 
 def _answer_photo(settings, model, name, data, photo, report, progress):
@@ -157,14 +155,15 @@ def _run_recall(settings, model, name, photo, report, progress, pictures):
     gallery, source = metric_learning.load_test_for(settings)
     report(source)
     if photo is not None:
-        # As the gallery is read, or a photo that is in it would not find itself.
-        resize = _RESIZES["unseen_classes"]
-        photo = read_photo(settings.query_image, settings.image_size, resize, gallery.upright)
+        shown, taken = photo
+        if not gallery.upright:  # a photo that is in the gallery would not find itself
+            size, resize = settings.image_size, _RESIZES["unseen_classes"]
+            taken = images.read_image(settings.query_image, None, size, size, resize)
         embeddings = recall.embed(model, gallery, np.arange(len(gallery)), progress)
-        best, distances = (found[:N_ANSWERS] for found in recall.nearest(embeddings, model.embed(photo[1][None])[0]))
+        best, distances = (found[:N_ANSWERS] for found in recall.nearest(embeddings, model.embed(taken[None])[0]))
         found = {"result_images": gallery.read(best), "result_classes": gallery.labels[best].tolist()}
         found |= {"class_names": gallery.class_names}
-        _tell_answers(settings, name, source, photo[0], "squared distance", distances, best, found, report)
+        _tell_answers(settings, name, source, shown, "squared distance", distances, best, found, report)
         return None
     shown = _queries_to_show(settings, len(gallery)) if pictures else []
     found = recall.evaluate(model, gallery, progress=progress)

@@ -262,7 +262,7 @@ def _finish_step(run, step, epoch, losses, rate, n_images):
 
 def _evaluate(run, step, epoch, loss):
     """Measure the model on all queries, and keep it where it is the best so far."""
-    _check_finite(run.model, step, epoch, run)
+    _check_finite(run, step, epoch)
     scores = run.measure.evaluate(run.model, run.data, run.settings)
     run.model.record, run.model.training_state = {"epoch": epoch, "step": step, **scores, **run.about}, None
     path = run.saves.save_if_best(run.model)
@@ -278,7 +278,7 @@ def _evaluate(run, step, epoch, loss):
 
 def _save(run, step, epoch, loss):
     """Save the model with what training needs to go on, after a look at it on a subset of the data."""
-    _check_finite(run.model, step, epoch, run)
+    _check_finite(run, step, epoch)
     found = run.measure.watch(run.model, run.data, run.settings)
     watched = {f"{run.measure.score}_of_subset": found.score}
     run.model.record = {"epoch": epoch, "step": step, **watched, **run.about}
@@ -295,7 +295,7 @@ def _save(run, step, epoch, loss):
 
 def _save_stopped(run, step, epoch):
     """Save the model with what training needs to go on, at once: whoever sends a signal may not wait."""
-    _check_finite(run.model, step, epoch, run)
+    _check_finite(run, step, epoch)
     run.model.record = {"epoch": epoch, "step": step, **run.about}
     run.model.training_state = training_state.from_optimizer(run.optimizer, step)
     path = run.saves.save_stopped(run.model)
@@ -371,7 +371,7 @@ def initial_model(settings):
         model = RetrievalModel(**_as_converted(architecture, other), dtype=settings.precision)
         return model, _copy_from(settings.init, other, model)
     model = RetrievalModel(**architecture, dtype=settings.precision)
-    if settings.head == "cgd" and settings.init is not None:
+    if settings.init is not None:
         keras_resnet.load_backbone(model.backbone, settings.init)
         return model, f"starting from {settings.init} (backbone; head from seed {settings.seed})"
     mat_file = mat.find(settings.ImageNet_pretrained_path)
@@ -535,8 +535,8 @@ def _make_deterministic():
             tf.config.experimental.enable_op_determinism()
 
 
-def _check_finite(model, step, epoch, run):
-    for weight in model.weights:
+def _check_finite(run, step, epoch):
+    for weight in run.model.weights:
         if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
             raise Diverged(_diverged(f"{weight.path} is not finite after step {step}", epoch, run))
 

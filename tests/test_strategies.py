@@ -22,7 +22,6 @@ from gradients import random_cases
 from small_data import HEADS, coloured_data
 
 PROGRAM = Path(__file__).with_name("replica_program.py")
-BOTH = ("one", "mirrored")
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="strategies are TensorFlow's")
 
@@ -50,6 +49,12 @@ def results(processes):
 def run(folder, head, strategy, *more):
     path = folder / f"{head}_{strategy}{len(more)}.npz"
     return results({path: start(path, head, strategy, *more)})[0]
+
+
+def run_both(folder, head):
+    """On one device and on two, at the same time."""
+    paths = {strategy: folder / f"{head}_{strategy}.npz" for strategy in ("one", "mirrored")}
+    return results({path: start(path, head, strategy) for strategy, path in paths.items()})
 
 
 def run_workers(folder, head):
@@ -108,7 +113,7 @@ def test_two_devices_compute_what_one_computes(tmp_path, on_one_device, head):
 def test_losses_of_the_network_with_its_kinks(tmp_path, monkeypatch, head):
     """Gradients may differ where a ReLU stands at its kink (`replica_program`); five steps' losses hardly notice."""
     monkeypatch.setenv("KINKS", "1")
-    alone, together = results({tmp_path / f"{each}.npz": start(tmp_path / f"{each}.npz", head, each) for each in BOTH})
+    alone, together = run_both(tmp_path, head)
     names = [name for name in alone if name.startswith("loss/")]
     assert len(names) >= 5
     for name in names:
@@ -122,14 +127,17 @@ def test_codes_are_learned_together_as_alone(tmp_path, on_one_device):
     alone = on_one_device("cgd", *given)
     assert {"loss/4/rank_quantized", "loss/4/lost"} <= set(alone)
     assert any(name.startswith("weight/4/") and name.endswith("quantizer_centre") for name in alone)
-    # Spread, by which these losses divide, multiplies the rounding of what lies before them: to 7e-4 as measured.
-    check_equal(alone, run(tmp_path, "cgd", "mirrored", *given), within=5e-3)
+    together = run(tmp_path, "cgd", "mirrored", *given)
+    # Spread, by which these losses divide, multiplies the rounding of what lies before them: to 7e-4 as measured. It is
+    # seen in gradients, and in what began at zero.
+    check_equal(alone, together, within=2e-3)
+    check_equal(alone, together, [name for name in alone if not re.match(r"slot/.*backbone|slot/.*fc_|.*beta$", name)])
 
 
 @pytest.mark.slow
 def test_the_optimisers_of_training_get_the_same_gradients(tmp_path, on_one_device, monkeypatch):
     monkeypatch.setenv("OWN_OPTIMIZER", "1")
-    alone, together = results({tmp_path / f"{each}.npz": start(tmp_path / f"{each}.npz", "gpq", each) for each in BOTH})
+    alone, together = run_both(tmp_path, "gpq")
     check_equal(alone, together, [name for name in alone if name.startswith(("slot/0/", "loss/"))])
     # Adam's step is as long as its rate, whatever the gradient's length.
     for name in (
