@@ -21,7 +21,7 @@ ImagNet_pretrained_path = "./models/ImageNet_pretrained"  # .mat to start traini
 ImageNet_pretrained_path = ImagNet_pretrained_path  # the same, spelled right
 model_save_path = "./models/"  # folder that train.py writes into
 model_load_path = "./models/48bits_example.ckpt"  # .keras, shipped name or TF1 prefix; while absent: the shipped model
-# cgd: "./models/cgd_1536d_best.keras", which train.py writes
+# spq: "./models/spq_32bits_best.keras", cgd: "./models/cgd_1536d_best.keras", which train.py writes
 cifar10_label_sim_path = "./cifar10/cifar10_Similarity.mat"  # what is relevant to each query; while absent: the labels
 
 # --- protocol

@@ -22,6 +22,7 @@ import json
 import os
 from pathlib import Path
 
+import command
 from interruptible import train_or_go_on
 
 RESULTS = Path(__file__).parent / "results"
@@ -108,10 +109,10 @@ def _load(key, options):
 
 def _untrained(key, data, options):
     """Recall of the network of the first row as it is drawn."""
-    from gpq_tf import recall, trainer
+    from gpq_tf import recall, starting, trainer
 
     chosen = trainer.settings_of_data(_resolved(key, options), data)
-    return _rounded(recall.evaluate(trainer.initial_model(chosen)[0], data.test)["scores"])
+    return _rounded(recall.evaluate(starting.initial_model(chosen)[0], data.test)["scores"])
 
 
 def _run(key, data, options):
@@ -154,4 +155,4 @@ def _write(out, result):
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

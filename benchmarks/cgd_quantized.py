@@ -15,6 +15,8 @@ import os
 import time
 from pathlib import Path
 
+import command
+
 from gpq_tf import cgd_command
 
 HERE = Path(__file__).parent
@@ -121,4 +123,4 @@ def markdown(rows):
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

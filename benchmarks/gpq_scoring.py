@@ -1,6 +1,6 @@
 """What a trained GPQ model scores, by what it searches with: one encoding of CIFAR-10, several codebooks.
 
-    python benchmarks/gpq_scoring.py MODEL [MODEL ...] --data_dir=./cifar10 [--precision=mixed_bfloat16]
+    python benchmarks/gpq_scoring.py MODEL [MODEL ...] --data_dir=./cifar10 [--precision=mixed_bfloat16] [--out=FILE]
 
     raw         as the original scores: descriptors and codewords as they are
     normalised  as this library does: unit sub-vectors, unit codewords
@@ -10,7 +10,7 @@
                 descriptors
     float32     descriptors that are not quantized at all: what codes of any size could reach
 
-Prints a line a model, and writes all of them to benchmarks/results/gpq_scoring.json.
+Prints a line a model, and writes all of them to --out, if that is given.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-RESULT = Path(__file__).parent / "results" / "gpq_scoring.json"
+import command
 
 
 def main(arguments=None):
@@ -26,20 +26,24 @@ def main(arguments=None):
     parser.add_argument("models", nargs="+")
     parser.add_argument("--data_dir", default="./cifar10")
     parser.add_argument("--dataset", default="cifar10_folder")
-    parser.add_argument("--precision", default="float32")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--precision", choices=command.PRECISIONS, default="float32")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
     from gpq_tf import data, load_model
     from gpq_tf.files import write_json
 
+    for path in options.models:  # a wrong one is told before an hour of scoring, not after it
+        if (head := load_model(path).head_name) != "gpq":
+            raise ValueError(f"Invalid MODEL. Expected one of the head gpq. Received: {path}, of {head}")
     images, runs = data.load(options.dataset, options.data_dir), []
     for path in options.models:
         found = scores(load_model(path, legacy=True, precision=options.precision), images)
         runs.append({"model": Path(path).name, "precision": options.precision, **found})
         print(runs[-1], flush=True)
-    write_json(options.out, {"command": "python benchmarks/gpq_scoring.py MODEL ...", "runs": runs})
+    if options.out:
+        write_json(options.out, {"command": "python benchmarks/gpq_scoring.py MODEL ...", "runs": runs})
 
 
 def scores(model, images):
@@ -74,4 +78,4 @@ def scores(model, images):
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

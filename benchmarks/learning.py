@@ -6,7 +6,8 @@
                                                                # unlabelled images, 60 epochs, 1 seed
 
 FILE is what benchmarks/pretrain.py wrote; the other plans start from scratch. With KERAS_BACKEND=jax on a GPU the plan
-bits takes minutes; --variants picks rows of it, so that several processes can share it, each with its own --out.
+bits takes minutes; --variants picks rows of it (--variants "12 bits" "24 bits"), so that several processes can share
+it, each with its own --out. --epochs=300 trains as long as published.
 
 Each run is trained by gpq_tf.trainer.train as train.py does, with the published protocol (5,000 labelled, 54,000
 unlabelled images that are also the gallery, 1,000 queries), and scored in all the ways of benchmarks/gpq_scoring.py. A
@@ -22,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import command
 import gpq_scoring
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,26 +62,36 @@ def main(arguments=None):
     parser.add_argument("data_dir")
     parser.add_argument("--plan", choices=PLANS, default="full")
     parser.add_argument("--pretrained", type=Path, help="backbone to start from, for the plan bits")
-    parser.add_argument("--variants", nargs="*", help="rows of the plan to run, by the beginnings of their names")
-    parser.add_argument("--out", type=Path, help="benchmarks/results/learning_PLAN.json is the default")
+    parser.add_argument("--variants", nargs="*", help="rows of the plan to run; all where none is named")
+    parser.add_argument("--epochs", type=command.positive, help="in place of the plan's")
+    parser.add_argument("--out", type=Path, help="benchmarks/results/learning_PLAN[_EPOCHS].json is the default")
     options = parser.parse_args(arguments)
     if (options.plan == "bits") != bool(options.pretrained):
         parser.error("the plan bits starts from a --pretrained backbone, the others from scratch")
+    if options.pretrained and not options.pretrained.is_file():
+        parser.error(f"expected a file that benchmarks/pretrain.py wrote, {options.pretrained} does not exist")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
     seeds, common, variants = PLANS[options.plan]
-    if options.variants:
-        variants = {name: own for name, own in variants.items() if name.startswith(tuple(options.variants))}
-    out = options.out or RESULTS / f"learning_{options.plan}.json"
+    name = f"learning_{options.plan}"
+    if options.epochs:
+        common, name = (*common, f"--total_epochs={options.epochs}"), f"{name}_{options.epochs}"
+    if unknown := set(options.variants or ()) - set(variants):
+        parser.error(f"expected variants among {', '.join(map(repr, variants))}, received {', '.join(unknown)}")
+    chosen = {variant: variants[variant] for variant in options.variants or variants}
+    out = options.out or RESULTS / f"{name}.json"
     result = json.loads(out.read_text()) if out.exists() else {"runs": []}
-    start = " --pretrained=FILE" if options.pretrained else ""
-    result["command"] = f"python benchmarks/learning.py ./cifar10 --plan={options.plan}{start}"
+    more = " --pretrained=FILE" * bool(options.pretrained) + f" --epochs={options.epochs}" * bool(options.epochs)
+    result["command"] = f"python benchmarks/learning.py ./cifar10 --plan={options.plan}{more}"
     result["recorded_with_the_original_after_20_epochs"] = RECORDED
     files = [f"--data_dir={options.data_dir}"]
     if options.pretrained:
         files.append(f"--ImageNet_pretrained_path={options.pretrained}")
-        result["pretrained"] = json.loads(options.pretrained.with_suffix(".json").read_text())["history"][-1]
-    for name, (own, with_pairs) in variants.items():
+        about = options.pretrained.with_suffix(".json")  # which benchmarks/pretrain.py leaves beside its result
+        result["pretrained"] = options.pretrained.name
+        if about.exists():
+            result["pretrained"] = json.loads(about.read_text())["history"][-1]
+    for name, (own, with_pairs) in chosen.items():
         for seed in seeds:
             given = [*COMMON, *common, *own, f"--seed={seed}"]
             key = {"variant": name, "settings": given}
@@ -87,7 +99,7 @@ def main(arguments=None):
                 result["runs"].append({**key, **_run([*given, *files], with_pairs)})
                 print(result["runs"][-1], flush=True)
                 _write(out, result)
-    result["summary"] = [_summary(name, result["runs"]) for name in variants]
+    result["summary"] = [_summary(name, runs) for name in variants if (runs := _of(name, result["runs"]))]
     for line in result["summary"]:
         print(line)
     _write(out, result)
@@ -134,8 +146,11 @@ def _run(given, with_pairs):
     }
 
 
+def _of(variant, runs):
+    return [run for run in runs if run["variant"] == variant]
+
+
 def _summary(name, runs):
-    runs = [run for run in runs if run["variant"] == name]
     summary = {"variant": name, "seeds": len(runs)}
     for scoring in (name for name in runs[0] if name.startswith("mAP_")):
         scores = [run[scoring] for run in runs]
@@ -148,4 +163,4 @@ def _summary(name, runs):
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

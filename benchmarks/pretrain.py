@@ -27,6 +27,7 @@ import sys
 import time
 from pathlib import Path
 
+import command
 import numpy as np
 
 N_CLASSES = 200
@@ -42,18 +43,20 @@ def main(arguments=None):
     parser.add_argument("source")
     parser.add_argument("target", type=Path)
     parser.add_argument("--width", type=float, default=1.0)
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--batch_size", type=int, default=500)
+    parser.add_argument("--epochs", type=command.positive, default=60)
+    parser.add_argument("--batch_size", type=command.positive, default=500)
     parser.add_argument("--rate", type=float, default=2e-3, help="largest learning rate of AdamW; cosine to zero")
     parser.add_argument("--weight_decay", type=float, default=5e-2)
     parser.add_argument("--smoothing", type=float, default=0.1, help="share of a label that goes to all classes")
     parser.add_argument("--crop_area", type=float, default=0.35, help="least share of an image that a crop keeps")
     parser.add_argument("--unlabelled", help="folder of CIFAR-10, whose images without labels are learned along")
-    parser.add_argument("--precision", default="float32")
-    parser.add_argument("--limit", type=int, default=None, help="use only so many training images (to try it out)")
-    parser.add_argument("--save_term", type=int, default=1)
+    parser.add_argument("--precision", choices=command.PRECISIONS, default="float32")
+    parser.add_argument("--limit", type=command.positive, help="use only so many training images (to try it out)")
+    parser.add_argument("--save_term", type=command.positive, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.target.suffix != ".mat":
+        parser.error(f"expected a target that ends in .mat, received {str(options.target)!r}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
     import keras
@@ -68,10 +71,12 @@ def main(arguments=None):
     from gpq_tf.ops import compiled_call
     from gpq_tf.train_step import make_step
 
-    images, labels, _ = load_jpegs(options.source, "train")
     val_images, val_labels, _ = load_jpegs(options.source, "val")
-    images, labels = images[: options.limit], labels[: options.limit].astype("int32")
     unlabelled = seen_without_labels(options.unlabelled) if options.unlabelled else None
+    images, labels, _ = load_jpegs(options.source, "train")
+    images, labels = images[: options.limit], labels[: options.limit].astype("int32")
+    if len(images) < options.batch_size:
+        raise ValueError(f"Expected {options.batch_size} training images or more, a batch. Received: {len(images)}")
     print(f"{len(images)} training and {len(val_images)} validation images", end="; ")
     print("none without labels" if unlabelled is None else f"{len(unlabelled)} without labels", flush=True)
 
@@ -239,4 +244,4 @@ def read_state(path, run, variables):
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

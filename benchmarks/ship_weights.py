@@ -19,7 +19,11 @@ import os
 import re
 from pathlib import Path
 
+import command
+
 WEIGHTS = Path(__file__).resolve().parents[1] / "gpq_tf" / "weights"
+CIFAR10 = ("cifar10_sample", "cifar10_folder")
+SETS = {"gpq": CIFAR10, "spq": CIFAR10, "cgd": ("cgd_sample", "image_lists")}
 
 
 def main(arguments=None):
@@ -27,6 +31,7 @@ def main(arguments=None):
     parser.add_argument("model")
     parser.add_argument("name")
     parser.add_argument("--data_dir", default="./cifar10")
+    parser.add_argument("--replace", action="store_true", help="NAME is shipped already: put this one in its place")
     parser.add_argument("--no_scores", action="store_true", help="write the file alone")
     parser.add_argument("--codebook", choices=("learned", "pulled", "kmeans"), default="learned")
     options = parser.parse_args(arguments)
@@ -34,8 +39,17 @@ def main(arguments=None):
 
     from gpq_tf import codebooks, data, load_model
 
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", options.name):
+        parser.error(f"expected a NAME of small letters, digits and hyphens, received {options.name!r}")
     target = WEIGHTS / f"{options.name}.keras"
+    if target.exists() and not options.replace:
+        parser.error(f"{options.name} is shipped already; --replace puts another in its place")
     model = load_model(options.model)
+    if model.head_name != "gpq" and options.codebook != "learned":
+        parser.error(f"--codebook={options.codebook} is for models of the head gpq, received one of {model.head_name}")
+    # What it is measured on is read first: where it is missing, nothing is written.
+    measured_on = () if options.no_scores else SETS[model.head_name]
+    sets = {name: images_for(model, name, options.data_dir) for name in measured_on}
     # The folder that it was trained in means nothing to who loads it.
     model.record["settings"] = {
         name: Path(value).name if name in ("resume", "init") and value else value
@@ -56,25 +70,30 @@ def main(arguments=None):
     write_sums()
     content = target.read_bytes()
     print(f"{target.name}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
-    if options.no_scores:
-        return
-    for dataset in ("cgd_sample", "image_lists") if model.head_name == "cgd" else ("cifar10_sample", "cifar10_folder"):
+    for name, images in sets.items():
         for what, path in (("32 bits, as trained", options.model), ("16 bits, as shipped", target)):
-            print(f"{dataset}, {what}: {scores(load_model(path), dataset, options.data_dir)}", flush=True)
+            print(f"{name}, {what}: {scores(load_model(path), images)}", flush=True)
 
 
-def scores(model, dataset, data_dir):
-    """What the protocol of the model's head measures, as text."""
-    from gpq_tf import data, heads, recall, retrieval, settings
+def images_for(model, dataset, data_dir):
+    """What the model is measured on, by the protocol of its head."""
+    from gpq_tf import data, heads, settings
     from gpq_tf.data import metric_learning
 
     if model.head_name == "cgd":
         size = model.record["settings"]["image_size"]
         given = ["--head=cgd", f"--dataset={dataset}", f"--data_dir={data_dir}", f"--image_size={size}"]
-        images, _ = metric_learning.load_test_for(settings.resolve(given, "no config.py"))
+        return metric_learning.load_test_for(settings.resolve(given, "no config.py"))[0]
+    return data.load(dataset, data_dir, split=heads.recipe(model.head_name).PROTOCOL)
+
+
+def scores(model, images):
+    """What the protocol of the model's head measures, as text."""
+    from gpq_tf import recall, retrieval, settings
+
+    if model.head_name == "cgd":
         found = recall.evaluate(model, images)["scores"]
         return ", ".join(f"{name} {value:.4f}" for name, value in found.items())
-    images = data.load(dataset, data_dir, split=heads.recipe(model.head_name).PROTOCOL)
     top_n = settings.defaults_of(model.head_name)["n_DB"]
     return f"mAP {retrieval.evaluate(model, images, top_n)['mAP']:.4f}"
 
@@ -86,4 +105,4 @@ def write_sums():
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -18,6 +18,7 @@ import os
 import statistics
 from pathlib import Path
 
+import command
 from interruptible import train_or_go_on
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,4 +113,4 @@ def plot(runs, path):
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

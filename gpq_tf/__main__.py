@@ -88,12 +88,12 @@ def spq(arguments):
 
 def _train(settings, headline=None):
     _import_tensorflow_quietly()
-    from gpq_tf import data, heads, strategies, trainer
+    from gpq_tf import data, heads, starting, strategies, trainer
     from gpq_tf import settings as settings_module
 
-    is_last = settings.resume == trainer.LAST
+    is_last = settings.resume == starting.LAST
     if settings.resume:
-        settings = trainer.settings_of_resumed(settings)
+        settings = starting.settings_of_resumed(settings, _report)
     if line := strategies.waits_for(settings):
         _report(line)
     strategy = strategies.from_settings(settings)  # before anything uses TensorFlow
@@ -106,7 +106,7 @@ def _train(settings, headline=None):
     report(images.source)
     try:
         _, path = trainer.train(settings, images, report, _bar, strategy)
-    except trainer.Finished:
+    except starting.Finished:
         if not is_last:
             raise
         path = settings.resume  # whoever starts a command until it is done need not know that it is

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from gpq_tf.settings import METRIC_LEARNING
+from gpq_tf.settings import METRIC_LEARNING, PRECISIONS
 
 DESCRIPTION = """Print Recall@k of a CGD model: every test image searches among the others for one of its class.
 
@@ -54,7 +54,7 @@ def parser_of_images(command, description):
         default="opencv",
         help="the original's, to the bit, or Pillow's (opencv)",
     )
-    add("--precision", choices=("float32", "mixed_bfloat16", "mixed_float16"), default="float32", help="(float32)")
+    add("--precision", choices=PRECISIONS, default="float32", help="(float32)")
     return made
 
 

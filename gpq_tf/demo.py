@@ -11,6 +11,7 @@ from gpq_tf import data as data_module
 from gpq_tf import settings as settings_module
 from gpq_tf.data import images, metric_learning
 from gpq_tf.data.similarity import read_similarity
+from gpq_tf.index import PQIndex
 
 # What is evaluated where model_load_path names nothing, by head.
 SHIPPED_MODELS = {
@@ -125,25 +126,41 @@ def read_photo(path, size, resize="fast"):
 
 
 def _answer_photo(settings, model, name, data, photo, report, progress):
-    """Tell, draw and save what a model finds for one image."""
-    index = retrieval.encode_gallery(model, data.gallery_images, progress and (lambda b: progress(b, "gallery")))
+    """Tell, draw and save what a model finds for one image, among all images whatever they are in the protocol."""
+    index = PQIndex(model.codebook, model.search_metric)
+    parts = [part for part in data.parts() if len(part[0])]
+    for pixels, _, positions in parts:
+        index.add(model.encode(pixels, progress and (lambda b: progress(b, "images"))), ids=positions)
     distances, ids = index.search(model.embed(photo[1][None]), N_ANSWERS)
     best = ids[0][ids[0] >= 0]
-    found = {"result_images": data.gallery_images[best], "result_classes": data.gallery_labels[best].tolist()}
+    # Of each answer its image and label, from the part that has it.
+    answers = [
+        (pixels[at], labels[at])
+        for each in best
+        for pixels, labels, positions in parts
+        for at in np.flatnonzero(positions == each)
+    ]
+    found = {"result_images": [pixels for pixels, _ in answers], "result_classes": [int(label) for _, label in answers]}
     found |= {"class_names": data.class_names}
-    _tell_answers(settings, name, data.source, photo[0], "distance", distances[0], best, found, report)
+    _tell_answers(settings, name, data.source, photo[0], "distance", distances[0], best, data.files, found, report)
 
 
-def _tell_answers(settings, name, source, shown, figure, values, best, found, report):
-    """Tell, draw and save the answers to an image file; `figure` names what they were ranked by."""
+def _tell_answers(settings, name, source, shown, figure, values, best, files, found, report):
+    """Tell, draw and save the answers to an image file.
+
+    `figure` names what they were ranked by, `files` holds the paths behind the positions `best`, or is None.
+    """
     labels, class_names = found["result_classes"], found["class_names"]
     answers = [
         {"rank": rank, figure: float(value), "class": class_names[label], "index": int(position)}
         for rank, (value, label, position) in enumerate(zip(values, labels, best, strict=False), start=1)
     ]
-    line = f"{{rank:2d}}. {figure} {{{figure}:{_FIGURES[figure]}}}, class {{class}}, gallery image {{index}}"
     for answer in answers:
-        report(line.format(**answer))
+        where = f"image {answer['index']}"
+        if files and isinstance(files[answer["index"]], str | Path):  # and no part of a larger file
+            where = answer["file"] = str(files[answer["index"]])
+        value = f"{figure} {answer[figure]:{_FIGURES[figure]}}"
+        report(f"{answer['rank']:2d}. {value}, class {answer['class']}, {where}")
     path = f"{RESULT}_{Path(settings.query_image).stem}.png"
     visualize.ranked_list(path, shown, Path(settings.query_image).name, **found, relevant=None)
     report(f"saved {path}")
@@ -163,7 +180,8 @@ def _run_recall(settings, model, name, photo, report, progress, pictures):
         best, distances = (found[:N_ANSWERS] for found in recall.nearest(embeddings, model.embed(taken[None])[0]))
         found = {"result_images": gallery.read(best), "result_classes": gallery.labels[best].tolist()}
         found |= {"class_names": gallery.class_names}
-        _tell_answers(settings, name, source, shown, "squared distance", distances, best, found, report)
+        files = gallery.listed.files
+        _tell_answers(settings, name, source, shown, "squared distance", distances, best, files, found, report)
         return None
     shown = _queries_to_show(settings, len(gallery)) if pictures else []
     found = recall.evaluate(model, gallery, progress=progress)

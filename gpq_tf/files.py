@@ -43,6 +43,10 @@ def replacing(path):
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except OSError as error:  # the temporary name tells nobody anything, and a full disk names no file at all
+        if error.filename in (None, str(temporary)):
+            raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

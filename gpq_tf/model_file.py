@@ -111,8 +111,8 @@ def check_shipped(path):
     """
     sums = path.parent / "SHA256SUMS"
     try:
-        pairs = [line.split() for line in sums.read_text(encoding="utf-8").splitlines()]
-        expected = {name: checksum for checksum, name in pairs}.get(path.name)
+        pairs = [line.split() for line in sums.read_text(encoding="utf-8").splitlines() if line.strip()]
+        expected = {name.removeprefix("*"): checksum.lower() for checksum, name in pairs}.get(path.name)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"Invalid list of checksums {sums}. Expected a sha256 and a name on each line. Received: {error}; "
@@ -120,8 +120,9 @@ def check_shipped(path):
         ) from error
     received = hashlib.sha256(path.read_bytes()).hexdigest()
     if received != expected:
+        wanted = f"sha256 {expected}" if expected else f"its sha256 in {sums.name}, which lacks it"
         raise ValueError(
-            f"Invalid shipped model {path}. Expected sha256 {expected}. Received: {received}; "
+            f"Invalid shipped model {path}. Expected {wanted}. Received: {received}; "
             "the package's files were changed: install it again"
         )
 

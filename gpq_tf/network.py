@@ -9,6 +9,7 @@ from keras import ops
 from gpq_tf import heads, model_file
 from gpq_tf.data import lazy
 from gpq_tf.ops import compiled_call, frozen_call
+from gpq_tf.settings import PRECISIONS
 
 # Images encoded at a time; large enough to keep a processor busy, small enough for its memory.
 BATCH_SIZE = 500
@@ -204,7 +205,7 @@ def load_model(path_or_name, legacy=None, precision="float32"):
         of architecture and weights, which a PQIndex keeps with its codes.
 
     Raises:
-        ValueError: if there is no such file or name, or the file is not a whole model.
+        ValueError: if there is no such file or name, the file is not a whole model, or `precision` is another.
 
     Example:
         >>> model = load_model("gpq-cifar10-48bits")  # doctest: +SKIP
@@ -212,6 +213,8 @@ def load_model(path_or_name, legacy=None, precision="float32"):
     """
     if legacy not in (None, True, False):
         raise ValueError(f"Invalid legacy. Expected True, False or None. Received: legacy={legacy!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"Invalid precision. Expected one of {', '.join(PRECISIONS)}. Received: {precision!r}")
     file = model_file.read(find_model(path_or_name))
     architecture = file.architecture if legacy is None else {**file.architecture, "legacy": bool(legacy)}
     model = RetrievalModel(**architecture, dtype=precision)

@@ -7,16 +7,41 @@ from gpq_tf import settings as settings_module
 from gpq_tf.files import remove_abandoned
 
 
-def find_last(stem):
-    """Path of the newest save, or None: another run's of more epochs may lie in the folder.
+def newest(stem):
+    """Paths of all saves, the newest first: another run's of more epochs may lie in the folder.
 
     Args:
         stem: Path, folder and beginning of the names.
     """
     stopped, numbered = _stopped_path(stem), _by_epoch(stem)
-    candidates = [*(numbered[epoch] for epoch in sorted(numbered)), *([stopped] if stopped.exists() else [])]
+    candidates = [*(numbered[epoch] for epoch in sorted(numbered)), stopped]
     # Of those that a copy has made equally old, the last.
-    return max(reversed(candidates), key=lambda path: path.stat().st_mtime_ns, default=None)
+    candidates = [path for path in reversed(candidates) if path.is_file()]
+    return sorted(candidates, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def find_last(stem, report=None):
+    """Path of the newest save that is whole, or None where there is none.
+
+    Args:
+        stem: Path, folder and beginning of the names.
+        report: callable(str), told of damaged files that are passed over, or None.
+
+    Raises:
+        ValueError: if there are saves, and all are damaged.
+    """
+    candidates = newest(stem)
+    for path in candidates:
+        try:
+            model_file.read(path)
+        except ValueError as error:
+            if path == candidates[-1]:
+                raise
+            if report:
+                report(f"passed over: {error}")
+        else:
+            return path
+    return None
 
 
 def _stopped_path(stem):
@@ -59,11 +84,14 @@ class Saves:
             # A best model of later epochs belongs to a run that went on from here before; one without a score, to none.
             if score in record and record.get("epoch", epoch_of_resume + 1) <= epoch_of_resume:
                 self.best = {name: record[name] for name in self.best}
+        self._owns_stopped = self.last_good == _stopped_path(stem)
         others = len(by_epoch) - len(self._paths)
         if others:
             report(f"{stem.parent} holds {others} models of another run: those of the same epochs will be replaced")
         if self.best["epoch"] is None and self._best_path.exists():
             report(f"{self._best_path} is the best model of another run: this one's first evaluation will replace it")
+        if not self._owns_stopped and _stopped_path(stem).exists():
+            report(f"{_stopped_path(stem)} is the save of another run: this one's will replace it where it is stopped")
 
     @property
     def newest(self):
@@ -82,7 +110,8 @@ class Saves:
         settings_module.save(self._settings, path.with_suffix(".json"), **about)
         self.last_good = path
         self._paths.append(path)
-        _stopped_path(self._stem).unlink(missing_ok=True)
+        if self._owns_stopped:
+            _stopped_path(self._stem).unlink(missing_ok=True)
         while self._settings.keep is not None and len(self._paths) > self._settings.keep:
             oldest = self._paths.pop(0)
             oldest.unlink(missing_ok=True)
@@ -93,7 +122,7 @@ class Saves:
         """Save the model of a run that ends before its time, until the next save; return the path."""
         path = _stopped_path(self._stem)
         model.save(path)
-        self.last_good = path
+        self.last_good, self._owns_stopped = path, True
         return path
 
     def save_if_best(self, model):

@@ -140,7 +140,7 @@ FIELDS = {
     "jit_compile": ("auto", _choice("auto", True, False)),
     "strategy": ("auto", _choice("auto", "one", "mirrored", "multiworker")),
     "sync_batch_norm": (True, _boolean),
-    "clip_norm": (None, _optional(_number(1e-30))),
+    "clip_norm": (None, _optional(_number(0, above=True))),
     "accumulate": (1, _integer(1, 10**6)),
     "init": (None, _optional(_text)),
     "resume": (None, _optional(_text)),
@@ -153,6 +153,7 @@ FIELDS = {
 # What other heads have by default, and what legacy changes of that, where nothing was given.
 _HEAD_DEFAULTS = {
     "spq": {
+        "model_load_path": "./models/spq_32bits_best.keras",
         "n_DB": 1000,
         "total_epochs": 5000,
         "batch_size": 256,

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from gpq_tf import replicas
+from gpq_tf.saves import newest
 from gpq_tf.stopping import LostWorker, ending_at_once
 
 # Settings that say where a worker finds or puts something, in which workers may differ.
@@ -54,8 +55,13 @@ def from_settings(settings):
     if keras.backend.backend() != "tensorflow":
         if name not in ("auto", "one"):
             raise ValueError(f"Invalid strategy. Expected auto or one, without TensorFlow. Received: strategy={name}")
+        if name == "auto" and len(_workers()) > 1:
+            raise ValueError(
+                "Invalid TF_CONFIG. Expected one worker, without TensorFlow: each would train by itself. "
+                f"Received: {os.environ['TF_CONFIG']}; --strategy=one trains here all the same"
+            )
         return None
-    n_workers = len(_workers())
+    n_workers = len(_workers()) if name in ("auto", "multiworker") else 0
     if name == "multiworker" and not n_workers:
         raise ValueError(
             "Invalid TF_CONFIG. Expected a cluster with workers and a task, with strategy=multiworker. "
@@ -77,7 +83,8 @@ def waits_for(settings):
     Raises:
         ValueError: as `from_settings`.
     """
-    workers = _workers() if settings.strategy in ("auto", "multiworker") else []
+    may_wait = settings.strategy in ("auto", "multiworker") and keras.backend.backend() == "tensorflow"
+    workers = _workers() if may_wait else []
     return f"waiting for {len(workers)} workers: {', '.join(workers)}" if len(workers) > 1 else None
 
 
@@ -143,17 +150,27 @@ def _workers():
         workers = [*by_type["chief"], *by_type["worker"]]
         if workers:
             index = config["task"]["index"]
-            # Evaluators and parameter servers take no part in a synchronous step.
+            if config["task"]["type"] in ("evaluator", "ps"):
+                raise _NoPart(config["task"]["type"])
             if isinstance(index, bool) or not 0 <= index < len(by_type[config["task"]["type"]]):
                 raise IndexError(index)
         if not all(re.fullmatch(r".+:\d+", address) for address in workers):
             raise ValueError("addresses")
         return workers
+    except _NoPart as error:
+        raise ValueError(
+            f"Invalid TF_CONFIG. Expected the task of a chief or worker. Received: {error}, which takes no part in "
+            "synchronous training and need not be started"
+        ) from error
     except (ValueError, AttributeError, TypeError, LookupError) as error:
         raise ValueError(
             "Invalid TF_CONFIG. Expected JSON with a cluster, lists of addresses host:port by the names chief and "
             f"worker, and a task, the type and index of one of them. Received: {text}"
         ) from error
+
+
+class _NoPart(Exception):
+    """A task of a cluster that takes no part in a synchronous step."""
 
 
 def check_batch_size(settings, strategy):
@@ -202,31 +219,34 @@ def check_equal(strategy, step, settings, fingerprint):
     import tensorflow as tf
 
     trained = {name: value for name, value in settings.as_dict().items() if name not in _OF_A_WORKER}
-    # 24 bits each: float64 holds the sum of their squares.
-    own = [step, *(zlib.crc32(text.encode()) >> 8 for text in (json.dumps(trained, sort_keys=True), fingerprint))]
-
-    def sums():
-        return replicas.total(tf.constant([own, np.square(own, dtype=np.int64).tolist()], tf.float64))[0]
-
+    # 31 bits each: an int32 holds them.
+    hashes = (zlib.crc32(text.encode()) >> 1 for text in (json.dumps(trained, sort_keys=True), fingerprint))
+    own = np.array([[step, *hashes]], "int32")
+    run = tf.function(lambda: strategy.run(lambda: replicas.gather(tf.constant(own))))
     with naming_lost_workers(strategy, None):
-        totals, squares = strategy.experimental_local_results(tf.function(lambda: strategy.run(sums))())[0].numpy()
-    n = strategy.num_replicas_in_sync
-    are_equal = n * squares == totals**2  # Cauchy and Schwarz: only where all are equal
-    if not are_equal[0]:
+        found = strategy.experimental_local_results(run())[0].numpy()
+    steps = sorted(set(found[:, 0].tolist()))
+    if len(steps) > 1:
         raise ValueError(
             f"Invalid resume. Expected all workers to go on from the same step. Received: {step} here, "
-            f"{(totals[0] - step) / (n - 1):g} elsewhere on average; does every worker see model_save_path?"
+            f"{', '.join(str(other) for other in steps if other != step)} elsewhere; does every worker see "
+            "model_save_path?"
         )
-    for what, is_equal in zip(("settings", "data"), are_equal[1:], strict=True):
-        if not is_equal:
+    for what, column in (("settings", 1), ("data", 2)):
+        if len(set(found[:, column].tolist())) > 1:
             raise ValueError(
                 f"Invalid {what}. Expected the same on all workers. Received: others on at least one of them"
             )
 
 
 @contextlib.contextmanager
-def naming_lost_workers(strategy, last_good):
-    """Within it TensorFlow's errors about a worker that is gone become one line."""
+def naming_lost_workers(strategy, stem):
+    """Within it TensorFlow's errors about a worker that is gone become one line.
+
+    Args:
+        strategy: tf.distribute.Strategy or None.
+        stem: Path, folder and beginning of the names of the run's saves, or None where there can be none yet.
+    """
     if not is_several_workers(strategy):
         yield
         return
@@ -235,10 +255,10 @@ def naming_lost_workers(strategy, last_good):
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-        saved = f"the last save is {last_good}; " if last_good else ""
-        raise LostWorker(
-            f"Lost another worker; {saved}start all workers again, with --resume=last, to go on"
-        ) from error
+        # Only one worker saves, but all see the folder.
+        saved = newest(stem)[:1] if stem else []
+        again = f"the last save is {saved[0]}; start all workers again, with --resume=last, to go on"
+        raise LostWorker(f"Lost another worker; {again if saved else 'start all workers again'}") from error
 
 
 def share(batch, index, n_replicas, batch_size):

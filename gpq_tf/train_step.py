@@ -39,11 +39,12 @@ def make_step(
         batch_size: int, images that each array of a batch is a multiple of; needed to divide a batch.
         clip_norm: float, largest length of the gradient of all variables together, beyond which it is scaled down; or
             None.
-        accumulate: int, parts of a replica's batch that go through the network one after the other
-            (`gpq_tf.accumulation`).
+        accumulate: int, parts of a batch that go through the network one after the other (`gpq_tf.accumulation`); not
+            with jit on TensorFlow, since XLA would join the two passes and keep all parts.
 
     Returns:
-        callable(batch, a dict of numpy arrays) -> dict of scalar tensors, the losses before the update.
+        callable(batch, a dict of numpy arrays) -> dict of scalar tensors, the losses before the update; of a
+        LossScaleOptimizer also loss_scale, the factor of this step, and skipped, 1 where gradients overflowed, else 0.
 
     Raises:
         ValueError: if the backend is neither TensorFlow nor JAX.
@@ -53,11 +54,14 @@ def make_step(
     n = strategy.num_replicas_in_sync if strategy else 1
 
     def parts_of(batch, replica=0):
-        own = share(batch, replica, n, batch_size) if n > 1 else batch
-        return [share(own, i, accumulate, batch_size // n) for i in range(accumulate)] if accumulate > 1 else [own]
+        """A replica's part of each part: what goes through the network at a time is the same on any number of them."""
+        parts = [share(batch, i, accumulate, batch_size) for i in range(accumulate)] if accumulate > 1 else [batch]
+        return [share(part, replica, n, batch_size // accumulate) for part in parts] if n > 1 else parts
 
     backend = keras.backend.backend()
     if backend == "tensorflow":
+        if strategy:  # what is left of a step without communication, on several devices
+            losses_of = compiled(losses_of)
         step = _tensorflow_step(model, describe, losses_of, optimizer, clip_norm, accumulate)
         if strategy:
             return _on_all_replicas(step, strategy, parts_of)
@@ -99,7 +103,7 @@ def _tensorflow_step(model, describe, losses_of, optimizer, clip_norm, accumulat
             losses, gradients = losses_and_gradients(describe, gathered_losses, parts, variables)
         else:
             with tf.GradientTape() as tape:
-                losses, scaled = gathered_losses(describe(parts[0])) if describe else whole(parts[0])
+                losses, scaled = gathered_losses(describe(parts[0]) if describe else parts[0])
             gradients = tape.gradient(scaled, variables)
         n = replicas.count()
         if clip_norm is not None:
@@ -107,13 +111,10 @@ def _tensorflow_step(model, describe, losses_of, optimizer, clip_norm, accumulat
             gradients = [part / n for part in clipped(replicas.total(*gradients), clip_norm, optimizer.scale_loss(1.0))]
         elif n > 1 and isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             gradients[0] += replicas.not_a_number_unless(all_finite(gradients))
+        losses = losses | _of_scaling(optimizer, optimizer.scale_loss(1.0), gradients)
         optimizer.apply(gradients, model.trainable_variables)
         stop = parts[0].get("stop")
         return losses if stop is None else losses | {"stop": replicas.total(stop)[0]}
-
-    def whole(batch):
-        losses = losses_of(batch)
-        return losses, optimizer.scale_loss(losses["loss"])
 
     return step
 
@@ -141,6 +142,13 @@ def clipped(gradients, clip_norm, scale=1.0):
 def all_finite(tensors):
     """Whether all values of a list of float tensors are finite, a bool tensor."""
     return ops.all(ops.stack([ops.all(ops.isfinite(tensor)) for tensor in tensors]))
+
+
+def _of_scaling(optimizer, scale, gradients):
+    """What scaling the loss for 16-bit floats does to a step: the factor, and 1 where the step is skipped, else 0."""
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return {}
+    return {"loss_scale": scale, "skipped": 1.0 - ops.cast(all_finite(gradients), "float32")}
 
 
 def _jax_step(model, describe, losses_of, optimizer, clip_norm):
@@ -188,6 +196,7 @@ def _jax_step(model, describe, losses_of, optimizer, clip_norm):
             losses, scale, gradients, state = of_parts(trainable, state, slots, parts)
         if clip_norm is not None:
             gradients = clipped(gradients, clip_norm, scale)
+        losses = losses | _of_scaling(optimizer, scale, gradients)
         trainable, slots = optimizer.stateless_apply(slots, gradients, trainable)
         return losses, trainable, state, slots
 

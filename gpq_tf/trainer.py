@@ -13,26 +13,22 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from gpq_tf import convert, curves, heads, measures, model_file, stopping, strategies, training_state
+from gpq_tf import curves, heads, measures, starting, stopping, strategies, training_state
 from gpq_tf import settings as settings_module
-from gpq_tf.convert import keras_resnet, mat
 from gpq_tf.data import check_image_size, lazy
-from gpq_tf.network import RetrievalModel, find_model, load_model
-from gpq_tf.saves import Saves, find_last
+from gpq_tf.network import RetrievalModel
+from gpq_tf.saves import Saves
 from gpq_tf.train_step import make_step
 
 # The first step compiles; the estimate of a run's cost rests on the steps after it.
 ESTIMATE_STEPS = 4
-# settings.resume: the newest save of the run.
-LAST = "last"
+# In 16 bits a step whose gradients overflow is left out, and the loss scaled down for the next: so many in a row have
+# halved the scale from 2^15 to 2^-35, and nothing will be learned any more.
+MOST_SKIPPED = 50
 
 
 class Diverged(ArithmeticError):
     """Training met a loss or a weight that is not finite."""
-
-
-class Finished(ValueError):
-    """The run that is to go on has all its steps behind it."""
 
 
 def train(settings, data, report=None, progress=None, strategy=None):
@@ -64,25 +60,22 @@ def train(settings, data, report=None, progress=None, strategy=None):
 
     Raises:
         ValueError: if settings and data do not fit.
-        Finished: if `settings.resume` has no steps left.
-        Diverged: at a loss that is not finite; what was saved before stays.
+        starting.Finished: if `settings.resume` has no steps left.
+        Diverged: at a loss that is not finite, or where no step in 16 bits is taken any more; what was saved before
+            stays.
         OSError: if a file cannot be written.
         stopping.LostWorker: if another worker is gone.
         stopping.Stopped: by SIGTERM or Ctrl-C, once the run is saved.
     """
     if settings.resume:
-        settings = settings_of_resumed(settings)
+        settings = starting.settings_of_resumed(settings, report)
     strategy = strategy or strategies.from_settings(settings)
     is_chief = strategies.is_chief(strategy)
     report = (report if is_chief else None) or (lambda line: None)
-    settings, why_scratch = settings_of_start(settings_of_data(settings, data))
+    settings, why_scratch = starting.settings_of_start(settings_of_data(settings, data))
     _check(settings, data)
     strategies.check_batch_size(settings, strategy)
-    if strategy and settings.jit_compile is True:
-        raise ValueError(
-            "Invalid jit_compile. Expected auto or False on several devices, whose communication XLA does not compile. "
-            "Received: jit_compile=True"
-        )
+    _check_jit(settings, strategy)
     if settings.tensorboard:
         curves.check_installed()
     _make_deterministic()
@@ -94,9 +87,9 @@ def train(settings, data, report=None, progress=None, strategy=None):
     with strategies.naming_lost_workers(strategy, None), strategies.scope(strategy):
         optimizer = make_optimizer(recipe, settings, steps_per_epoch)
         if settings.resume:
-            model, origin, done = _resumed(settings, optimizer, total, fingerprint)
+            model, origin, done = starting.resumed_model(settings, optimizer, total, fingerprint)
         else:
-            model, origin = initial_model(settings)
+            model, origin = starting.initial_model(settings)
             origin += why_scratch
             done = 0
         if strategy:
@@ -124,8 +117,10 @@ def train(settings, data, report=None, progress=None, strategy=None):
         )
 
     stem = Path(settings.model_save_path) / recipe.file_stem(settings)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    saves = Saves(stem, settings, measure.score, done // steps_per_epoch, report)
+    saves = None
+    if is_chief:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        saves = Saves(stem, settings, measure.score, done // steps_per_epoch, report)
     about = {"origin": origin, "source": data.source, "data_sha256": fingerprint}
     about |= {"class_names": list(data.class_names), "settings": settings.as_dict()}
     log_path = f"{stem}.log.jsonl" if is_chief else os.devnull
@@ -140,37 +135,52 @@ def train(settings, data, report=None, progress=None, strategy=None):
         run = _Run(model, optimizer, settings, data, measure, saves, log, board, report, about, clock, bar)
         several = strategies.is_several_workers(strategy)
         batches = lazy.ahead(functools.partial(_draw_batch, recipe, data, settings), range(done, total))
-        with _Pending(run, deferred=_is_asynchronous() and not several) as pending:
-            for step, batch in enumerate(batches, done + 1):
-                epoch = (step - 1) // steps_per_epoch + 1
-                take_step = compiled_step(recipe.is_frozen(settings, epoch))
-                if several:
-                    batch["stop"] = np.float32(request.signal is not None)
-                with strategies.naming_lost_workers(strategy, saves.last_good):
-                    losses = take_step(batch)
-                    stop = bool(float(losses.pop("stop"))) if several else request.signal is not None
-                pending.add(step, epoch, losses, rate(step - 1), len(batch["images"]))
-                at_end = step % steps_per_epoch == 0
-                evaluates = at_end and settings.eval_epoch and epoch % settings.eval_epoch == 0
-                ends_term = at_end and (epoch % settings.save_term == 0 or epoch == settings.total_epochs)
-                if evaluates or ends_term or stop:
-                    loss = pending.finish()
-                # Whoever asks a run to stop may not wait for an evaluation.
-                if is_chief and evaluates and not (stop and step < total):
-                    _evaluate(run, step, epoch, loss)
-                    clock.restart()
-                    stop = stop or (not several and request.signal is not None)
-                if is_chief and ends_term:
-                    _save(run, step, epoch, loss)
-                    clock.restart()
-                elif is_chief and stop:
-                    _save_stopped(run, step, epoch)
-                if stop and step < total:
-                    path = saves.last_good if is_chief else None
-                    raise stopping.Stopped(
-                        _stopped(request.signal, step, total, path), request.signal or signal.SIGTERM
-                    )
+        pending = _Pending(run, rate, deferred=_is_asynchronous() and not several)
+        for step, batch in enumerate(_until_unreadable(batches, run, pending, done, steps_per_epoch), done + 1):
+            epoch = (step - 1) // steps_per_epoch + 1
+            take_step = compiled_step(recipe.is_frozen(settings, epoch))
+            if several:
+                batch["stop"] = np.float32(request.signal is not None)
+            with strategies.naming_lost_workers(strategy, stem):
+                losses = take_step(batch)
+                stop = bool(float(losses.pop("stop"))) if several else request.signal is not None
+            pending.add(step, epoch, losses, len(batch["images"]))
+            at_end = step % steps_per_epoch == 0
+            evaluates = at_end and settings.eval_epoch and epoch % settings.eval_epoch == 0
+            ends_term = at_end and (epoch % settings.save_term == 0 or epoch == settings.total_epochs)
+            if evaluates or ends_term or stop:
+                loss = pending.finish()
+            # Whoever asks a run to stop may not wait for an evaluation.
+            if is_chief and evaluates and not (stop and step < total):
+                _evaluate(run, step, epoch, loss)
+                clock.restart()
+                stop = stop or (not several and request.signal is not None)
+            if is_chief and ends_term:
+                _save(run, step, epoch, loss)
+                clock.restart()
+            elif is_chief and stop:
+                _save_stopped(run, step, epoch)
+            if stop and step < total:
+                path = saves.last_good if is_chief else None
+                raise stopping.Stopped(_stopped(request.signal, step, total, path), request.signal or signal.SIGTERM)
     return model, saves.last_good if is_chief else None
+
+
+def _until_unreadable(batches, run, pending, done, steps_per_epoch):
+    """The batches; where one cannot be read, what was learned up to there is saved before the error goes on."""
+    step = done
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (ValueError, OSError):
+            if run.saves and step > done:
+                pending.finish()
+                _save_stopped(run, step, (step - 1) // steps_per_epoch + 1)
+            raise
+        yield batch
+        step += 1
 
 
 class _Run(typing.NamedTuple):
@@ -181,7 +191,7 @@ class _Run(typing.NamedTuple):
     settings: settings_module.Settings
     data: object
     measure: measures.Measure
-    saves: Saves
+    saves: Saves | None
     log: object
     board: curves.Curves | None
     report: object
@@ -216,17 +226,20 @@ class _Pending:
 
     Args:
         run: _Run.
+        rate: callable(int, updates before) -> learning rate.
         deferred: bool; False asks at once.
     """
 
-    def __init__(self, run, deferred):
-        self._run, self._deferred, self._step, self._loss = run, deferred, None, None
+    def __init__(self, run, rate, deferred):
+        self._run, self._rate, self._deferred, self._step, self._loss = run, rate, deferred, None, None
+        # The optimiser counts its updates: in 16 bits there are fewer than steps.
+        self._updates, self._skipped = int(keras.ops.convert_to_numpy(run.optimizer.iterations)), 0
 
     def add(self, *step):
-        """Take note of a step, the arguments of `_finish_step`, and finish the one before it, or this one."""
+        """Take note of a step (number, epoch, losses, images), and finish the one before it, or this one."""
         before, self._step = self._step, step
         if before:
-            self._loss = _finish_step(self._run, *before)
+            self._finish(*before)
         if not self._deferred:
             self.finish()
 
@@ -234,30 +247,32 @@ class _Pending:
         """Finish what is under way; returns the loss of the last step."""
         step, self._step = self._step, None
         if step:
-            self._loss = _finish_step(self._run, *step)
+            self._finish(*step)
         return self._loss
 
-    def __enter__(self):
-        return self
+    def _finish(self, step, epoch, losses, n_images):
+        losses = {name: float(value) for name, value in losses.items()}
+        if not math.isfinite(losses["loss"]):
+            raise Diverged(_diverged(f"Loss is {losses['loss']} at step {step}", epoch, self._run))
+        rate = float(keras.ops.convert_to_numpy(self._rate(self._updates)))
+        _tell_step(self._run, step, epoch, {**losses, "lr": rate}, n_images)
+        self._loss = losses["loss"]
+        was_skipped = bool(losses.get("skipped"))
+        self._updates, self._skipped = self._updates + (not was_skipped), self._skipped + 1 if was_skipped else 0
+        if self._skipped == MOST_SKIPPED:
+            what = f"Gradients overflowed in the last {MOST_SKIPPED} steps, up to step {step}, and none was taken"
+            raise Diverged(_diverged(what, epoch, self._run))
 
-    def __exit__(self, *error):
-        self.finish()  # a step that was taken counts, whatever ended the next
 
-
-def _finish_step(run, step, epoch, losses, rate, n_images):
-    """Wait for a step, check its loss and tell of it; returns the loss."""
-    losses = {name: float(value) for name, value in losses.items()}
-    if not math.isfinite(losses["loss"]):
-        raise Diverged(_diverged(f"Loss is {losses['loss']} at step {step}", epoch, run))
-    rate = float(keras.ops.convert_to_numpy(rate))
-    entry = {**losses, "lr": rate, "images_per_second": round(n_images / run.clock.tick(), 1)}
+def _tell_step(run, step, epoch, losses, n_images):
+    """Log a step, show it."""
+    entry = {**losses, "images_per_second": round(n_images / run.clock.tick(), 1)}
     run.log.write(event="step", step=step, epoch=epoch, **entry)
     if run.board is not None:
         run.board.scalars(step, entry)
     if run.bar is not None:
         run.bar.set_postfix({name: f"{value:.4g}" for name, value in entry.items()}, refresh=False)
         run.bar.update(1)
-    return losses["loss"]
 
 
 def _evaluate(run, step, epoch, loss):
@@ -302,120 +317,6 @@ def _save_stopped(run, step, epoch):
     run.log.write(event="stopped", step=step, epoch=epoch, path=str(path))
 
 
-def settings_of_start(settings):
-    """The settings with what init = "imagenet" means here, and why it is nothing, where it is.
-
-    It means a file of Keras's ResNet50: the one that ImageNet_pretrained_path names if it was given, else what Keras
-    has downloaded before or, with `download`, can download now, else ImageNet_pretrained_path with ".h5". Without all
-    of them, and for another width than 1, training starts from scratch.
-
-    Args:
-        settings: gpq_tf.settings.Settings.
-
-    Returns:
-        (settings, str): gpq_tf.settings.Settings whose init is a path or None; "" or what to add to the line that tells
-        where training starts.
-
-    Raises:
-        ValueError: if ImageNet_pretrained_path was given and there is no such file.
-    """
-    if settings.init != "imagenet" or settings.head != "cgd" or settings.resume:
-        return settings, ""
-    file, why = _imagenet_file(settings)
-    return settings.completed({"init": file and str(file)}), why
-
-
-def _imagenet_file(settings):
-    """(Path or None, str): see `settings_of_start`."""
-    local = keras_resnet.find(settings.ImageNet_pretrained_path)
-    if "ImageNet_pretrained_path" in settings.given:
-        if local is None:
-            raise ValueError(
-                "Invalid ImageNet_pretrained_path. Expected a .h5 file with head=cgd. "
-                f"Received: {settings.ImageNet_pretrained_path}, no such file"
-            )
-        return local, ""
-    if settings.width_multiplier != 1 or settings.backbone != "resnet_v1":
-        return None, ": ImageNet weights are for width_multiplier=1 and backbone=resnet_v1"
-    kept, why = keras_resnet.kept_by_keras(), "--download=True fetches them"
-    if kept.is_file():
-        return kept, ""
-    if settings.download:
-        try:
-            return keras_resnet.download(), ""
-        except OSError as error:
-            why = str(error)
-    if local:
-        return local, ""
-    return None, f": no ImageNet weights in {kept} nor {settings.ImageNet_pretrained_path}.h5; {why}"
-
-
-def initial_model(settings):
-    """The model that training starts from, and a line that says which.
-
-    --init if given, else (for gpq) ImageNet_pretrained.mat if present, else drawn from the seed.
-
-    Args:
-        settings: gpq_tf.settings.Settings.
-
-    Returns:
-        (RetrievalModel, str).
-
-    Raises:
-        ValueError: if the file is damaged, or its backbone has another width, or a file that was asked for is absent.
-    """
-    architecture = heads.architecture_of(settings)
-    if settings.init is not None and not (settings.head == "cgd" and keras_resnet.find(settings.init)):
-        n_book = settings.n_book if "n_book" in settings.given else None
-        other, _ = convert.load(settings.init, n_book)
-        model = RetrievalModel(**_as_converted(architecture, other), dtype=settings.precision)
-        return model, _copy_from(settings.init, other, model)
-    model = RetrievalModel(**architecture, dtype=settings.precision)
-    if settings.init is not None:
-        keras_resnet.load_backbone(model.backbone, settings.init)
-        return model, f"starting from {settings.init} (backbone; head from seed {settings.seed})"
-    mat_file = mat.find(settings.ImageNet_pretrained_path)
-    if mat_file is not None and settings.head == "gpq":
-        mat.load_backbone(model.backbone, mat_file)
-        return model, f"starting from {mat_file} (backbone; head from seed {settings.seed})"
-    if settings.given & {"ImagNet_pretrained_path", "ImageNet_pretrained_path"}:
-        expected = "a .mat file" if settings.head == "gpq" else f"none with head={settings.head}: --init takes models"
-        raise ValueError(
-            f"Invalid ImageNet_pretrained_path. Expected {expected}. Received: {settings.ImageNet_pretrained_path}"
-            f"{'' if mat_file else ', no such file'}"
-        )
-    return model, f"starting from scratch (seed {settings.seed})"
-
-
-def settings_of_resumed(settings):
-    """The settings with which a run goes on: those it was saved with, then what is given now.
-
-    A converted checkpoint knows its architecture only; the rest are the present settings. resume = "last" means the
-    newest save of such a run in model_save_path; without one, a new run.
-
-    Args:
-        settings: gpq_tf.settings.Settings whose `resume` names a model with a training state.
-
-    Returns:
-        gpq_tf.settings.Settings.
-
-    Raises:
-        ValueError: if there is no such model, or what is given contradicts its architecture.
-    """
-    if settings.resume == LAST:
-        last = find_last(Path(settings.model_save_path) / heads.recipe(settings.head).file_stem(settings))
-        settings = settings.completed({"resume": last and str(last)})
-        if last is None:
-            return settings
-    _, architecture, record, *_ = model_file.read(find_model(settings.resume))
-    fixed = heads.fixed_by(architecture)
-    settings_module.check_fixed(settings, fixed, settings.resume)
-    before = settings_module.from_dict(record["settings"], settings.resume) if "settings" in record else settings
-    # On which devices is no part of a run: it may go on on others.
-    given = {name: getattr(settings, name) for name in {*settings.given, "strategy"}}
-    return before.completed({"legacy": architecture["legacy"], **given, **fixed}, settings.given | set(fixed))
-
-
 def settings_of_data(settings, data):
     """The settings with what the data tell: n_CLASSES, where it was not given.
 
@@ -437,63 +338,6 @@ def _check(settings, data):
         raise ValueError(
             f"Invalid n_CLASSES. Expected the data's, {len(data.class_names)}. Received: n_CLASSES={settings.n_CLASSES}"
         )
-
-
-def _resumed(settings, optimizer, total, fingerprint):
-    """(model, line, steps done) of the run that settings.resume continues; the optimiser is filled."""
-    model = load_model(settings.resume, settings.legacy, settings.precision)
-    state = model_file.training_state(model_file.read(find_model(settings.resume)))
-    if state is None:
-        raise ValueError(
-            f"Invalid resume {settings.resume!r}. Expected a model that train.py saved, or a converted checkpoint of "
-            "training. Received: a model without the optimiser's state; --init starts a new run from it"
-        )
-    if model.record.get("data_sha256", fingerprint) != fingerprint:
-        raise ValueError(
-            f"Invalid data. Expected the images that {settings.resume} was trained on: {model.record.get('source')}. "
-            "Received: others; --init starts a new run from it"
-        )
-    optimizer.build(model.trainable_variables)
-    done = training_state.into_optimizer(state, optimizer)
-    if done >= total:
-        raise Finished(
-            f"Invalid total_epochs. Expected more than the {done} steps that {settings.resume} has behind it. "
-            f"Received: total_epochs={settings.total_epochs}, {total} steps"
-        )
-    return model, f"resuming {settings.resume} after step {done}", done
-
-
-def _as_converted(architecture, other):
-    """The architecture, laid out as a converted checkpoint's where no settings describe that (`heads.cgd`)."""
-    if "layout" not in architecture or other.head_name != "cgd" or "backbone" in heads.fixed_by(other.architecture):
-        return architecture
-    own = ("layout", "use_bias", "gem_floor", "l2_epsilon", "normalize_branches", "normalize_combined")
-    return architecture | {name: other.architecture[name] for name in (*own, "classifier_place")}
-
-
-def _copy_from(source, other, model):
-    """Copy backbone and, where its sizes agree, head of another model; returns a line that says what was copied."""
-    _assign_all(other.backbone, model.backbone, source)
-    shapes = [[tuple(weight.shape) for weight in part.head.weights] for part in (other, model)]
-    if shapes[0] == shapes[1]:
-        _assign_all(other.head, model.head, source)
-        return f"starting from {source} (backbone and head)"
-    return f"starting from {source} (backbone; the head has other sizes and comes from the seed)"
-
-
-def _assign_all(source_layer, target_layer, source):
-    if len(source_layer.weights) != len(target_layer.weights):
-        raise ValueError(
-            f"Invalid init {source!r}. Expected {len(target_layer.weights)} variables of {target_layer.name}. "
-            f"Received: {len(source_layer.weights)}; is it of another head or backbone?"
-        )
-    for old, new in zip(source_layer.weights, target_layer.weights, strict=True):
-        if tuple(old.shape) != tuple(new.shape):
-            raise ValueError(
-                f"Invalid init {source!r}. Expected {new.path} {tuple(new.shape)}. Received: {tuple(old.shape)}; "
-                "is its width_multiplier another?"
-            )
-        new.assign(old)
 
 
 def make_optimizer(recipe, settings, steps_per_epoch):
@@ -519,8 +363,22 @@ def use_jit(settings):
         return True
     import tensorflow as tf
 
-    # On a CPU XLA makes this step slower; across several GPUs the collectives do not compile.
-    return len(tf.config.list_physical_devices("GPU")) == 1
+    # On a CPU XLA makes this step slower; across several GPUs the collectives do not compile; and of a batch in parts
+    # it keeps all that both passes compute, which the parts are there to avoid.
+    return len(tf.config.list_physical_devices("GPU")) == 1 and settings.accumulate == 1
+
+
+def _check_jit(settings, strategy):
+    """Refuse to compile whole steps where XLA cannot, or not as asked."""
+    if settings.jit_compile is not True:
+        return
+    reason = None
+    if strategy:
+        reason = "on several devices, whose communication XLA does not compile"
+    elif settings.accumulate > 1 and keras.backend.backend() == "tensorflow":
+        reason = "with accumulate, since XLA would keep all parts of a batch in memory"
+    if reason:
+        raise ValueError(f"Invalid jit_compile. Expected auto or False {reason}. Received: jit_compile=True")
 
 
 def _make_deterministic():
@@ -542,8 +400,8 @@ def _check_finite(run, step, epoch):
 
 
 def _diverged(what, epoch, run):
-    newest = run.saves.newest
-    last = f"the last good model is {newest}" if newest else "no model was saved yet"
+    last_good = run.saves and run.saves.newest
+    last = f"the last good model is {last_good}" if last_good else "no model was saved yet"
     weights = "smaller alpha or beta, smaller lam_1 and lam_2, " if run.settings.head == "gpq" else ""
     advice = f"Try --precision=float32, a smaller --learning_rate, {weights}or another --init"
     return f"{what} (epoch {epoch}); {last}. {advice}"
@@ -552,7 +410,7 @@ def _diverged(what, epoch, run):
 def _stopped(number, step, total, path):
     name = stopping.NAMES.get(number, "stopped with another worker")
     saved = f"saved {path}" if path else "saved by the first worker"
-    return f"{name} after step {step} of {total}; {saved}, --resume={LAST} goes on from there"
+    return f"{name} after step {step} of {total}; {saved}, --resume={starting.LAST} goes on from there"
 
 
 def _board(settings, stem):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from gpq_tf import convert, settings, trainer
+from gpq_tf import convert, settings, starting
 from gpq_tf.convert import cgd_graph, cgd_names, gluon_names, mxnet_checkpoint, mxnet_params, mxnet_symbol
 
 import golden
@@ -603,9 +603,9 @@ def test_a_converted_network_is_trained_on(prefix, letters):
     converted, _ = convert.convert(prefix)
     n_dim = converted.architecture["n_dim"]
     given = ["--head=cgd", f"--descriptors={letters}", f"--n_dim={n_dim}", "--auxiliary=False", f"--init={prefix}"]
-    model, line = trainer.initial_model(settings.resolve(given, "no_such_config.py"))
+    model, line = starting.initial_model(settings.resolve(given, "no_such_config.py"))
     assert line == f"starting from {prefix} (backbone and head)"
     images = np.random.default_rng(1).integers(0, 256, (2, 40, 32, 3), "uint8")
     np.testing.assert_array_equal(model.embed(images), converted.embed(images))
     with pytest.raises(ValueError, match=r"is it of another head or backbone\?"):
-        trainer.initial_model(settings.resolve(["--head=gpq", f"--init={prefix}"], "no_such_config.py"))
+        starting.initial_model(settings.resolve(["--head=gpq", f"--init={prefix}"], "no_such_config.py"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpq_tf import settings as settings_module
-from gpq_tf import trainer
+from gpq_tf import starting
 from gpq_tf.backbones import resnet_v1
 from gpq_tf.convert import keras_resnet
 
@@ -118,7 +118,7 @@ def nothing(monkeypatch, tmp_path):
 
 
 def start(*changes):
-    chosen, why = trainer.settings_of_start(settings_module.resolve(["--head=cgd", *changes], NO_FILE))
+    chosen, why = starting.settings_of_start(settings_module.resolve(["--head=cgd", *changes], NO_FILE))
     return chosen.init, why
 
 
@@ -152,7 +152,7 @@ def test_a_file_that_was_asked_for_must_exist(nothing):
 @pytest.mark.slow  # the whole ResNet-50
 def test_training_starts_from_the_file_and_says_so(file):
     chosen = settings_module.resolve(["--head=cgd", f"--init={file}"], NO_FILE)
-    model, line = trainer.initial_model(chosen)
+    model, line = starting.initial_model(chosen)
     assert line == f"starting from {file} (backbone; head from seed 0)"
     with h5py.File(file) as made:
         kernel = made["conv2_block1_1_conv/conv2_block1_1_conv/kernel:0"][()]

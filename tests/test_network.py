@@ -395,6 +395,8 @@ def test_a_shipped_model_is_found_by_its_name(tmp_path, saved, monkeypatch):
     sums.write_text(f"{checksum}  a-24bits.keras\n{'0' * 64}  b-48bits.keras\n")
     assert find_model("a-24bits") == tmp_path / "weights" / "a-24bits.keras"
     assert load_model("a-24bits").codebook.shape == (3, 16, 4)
+    sums.write_text(f"\n{checksum.upper()} *a-24bits.keras\n{'0' * 64}  b-48bits.keras\n")  # as sha256sum --binary
+    assert find_model("a-24bits") == tmp_path / "weights" / "a-24bits.keras"
     with pytest.raises(ValueError, match=r"b-48bits\.keras\. Expected sha256 0{64}\. Received: .* install it"):
         load_model("b-48bits")
     for damage in (lambda: sums.write_text("garbage\n"), lambda: sums.write_bytes(b"\xff\n"), sums.unlink):

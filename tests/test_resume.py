@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from gpq_tf import convert, load_model, model_file, trainer, training_state
+from gpq_tf import convert, load_model, model_file, starting, trainer, training_state
 from gpq_tf import settings as settings_module
 from gpq_tf.heads import gpq
 from gpq_tf.train_step import make_step
@@ -50,7 +50,7 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, data, precision):
             [f"--resume={tmp_path}/whole/gpq_48bits_{epoch}.keras", f"--model_save_path={tmp_path / str(epoch)}"],
             "no_such_config.py",
         )
-        chosen = trainer.settings_of_resumed(asked)
+        chosen = starting.settings_of_resumed(asked)
         # the settings of the run come from the file, what is given now from here
         assert (chosen.batch_size, chosen.total_epochs, chosen.precision) == (50, 3, precision)
         reports = []
@@ -71,13 +71,16 @@ def test_what_cannot_go_on_says_why(tmp_path, data):
     load_model(saved).save(tmp_path / "bare.keras")  # a loaded model has no state
     asked = settings(tmp_path, resume=tmp_path / "bare.keras")
     with pytest.raises(ValueError, match=r"Received: a model without the optimiser's state; --init starts"):
-        trainer.train(trainer.settings_of_resumed(asked), data)
+        trainer.train(starting.settings_of_resumed(asked), data)
     with pytest.raises(ValueError, match=r"Invalid total_epochs. Expected more than the 2 steps"):
-        trainer.train(trainer.settings_of_resumed(settings(tmp_path, resume=saved, total_epochs=1)), data)
+        trainer.train(starting.settings_of_resumed(settings(tmp_path, resume=saved, total_epochs=1)), data)
     with pytest.raises(ValueError, match=r"Invalid n_book. Expected 12, which the model .* has. Received: n_book=6"):
-        trainer.settings_of_resumed(settings(tmp_path, resume=saved, n_book=6))
+        starting.settings_of_resumed(settings(tmp_path, resume=saved, n_book=6))
     with pytest.raises(ValueError, match=r"Invalid model"):
-        trainer.settings_of_resumed(settings(tmp_path, resume=tmp_path / "nothing.keras"))
+        starting.settings_of_resumed(settings(tmp_path, resume=tmp_path / "nothing.keras"))
+    asked = settings_module.resolve([f"--resume={saved}", "--batch_size=25"], "no_such_config.py")
+    with pytest.raises(ValueError, match=r"Invalid batch_size\. Expected 50, with which .*gpq_48bits_1\.keras was"):
+        starting.settings_of_resumed(asked)
 
 
 @pytest.mark.slow
@@ -85,13 +88,13 @@ def test_legacy_and_data_go_on_too(tmp_path, data):
     trainer.train(settings(tmp_path, total_epochs=1, legacy=True), data)
     saved = tmp_path / "gpq_48bits_1.keras"
     asked = settings_module.resolve([f"--resume={saved}"], "no_such_config.py")
-    assert trainer.settings_of_resumed(asked).legacy is True
+    assert starting.settings_of_resumed(asked).legacy is True
     converted = load_model(saved)
     converted.record = {}  # as a converted checkpoint, which knows its architecture only
     converted.training_state = model_file.training_state(model_file.read(saved))
     converted.save(tmp_path / "converted.keras")
     asked = settings_module.resolve([f"--resume={tmp_path}/converted.keras"], "no_such_config.py")
-    assert trainer.settings_of_resumed(asked).legacy is True
+    assert starting.settings_of_resumed(asked).legacy is True
     with pytest.raises(ValueError, match=r"Invalid data. Expected the images that .* was trained on: coloured noise"):
         trainer.train(settings(tmp_path, resume=saved, total_epochs=2), coloured_data(seed=9))
 

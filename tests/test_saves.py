@@ -8,7 +8,7 @@ import pytest
 from gpq_tf import load_model
 from gpq_tf import settings as settings_module
 from gpq_tf.network import RetrievalModel
-from gpq_tf.saves import Saves
+from gpq_tf.saves import Saves, find_last
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,33 @@ def test_a_model_goes_with_its_settings(stem, model):
 def test_the_oldest_goes_first(stem, model, keep, left):
     save(saves(stem, keep), model, 8, 9, 10, 11)
     assert names(stem) == left
+
+
+def test_a_damaged_save_is_passed_over_and_named(stem, model):
+    assert find_last(stem) is None
+    save(saves(stem), model, 1, 2, 3)
+    for age, epoch in enumerate((1, 2, 3)):
+        os.utime(f"{stem}_{epoch}.keras", (1000 + age, 1000 + age))
+    third = stem.with_name("gpq_1bits_3.keras")
+    third.write_bytes(third.read_bytes()[:-100])
+    stem.with_name("gpq_1bits_4.keras").symlink_to("nowhere")
+    reports = []
+    assert find_last(stem, reports.append) == stem.with_name("gpq_1bits_2.keras")
+    assert len(reports) == 1 and reports[0].startswith(f"passed over: Invalid model file '{third}'")
+    for epoch in (1, 2):
+        stem.with_name(f"gpq_1bits_{epoch}.keras").unlink()
+    with pytest.raises(ValueError, match=r"gpq_1bits_3\.keras"):
+        find_last(stem)
+
+
+def test_a_stopped_run_of_somebody_else_stays(stem, model):
+    stopped = saves(stem).save_stopped(model)
+    content, reports = stopped.read_bytes(), []
+    save(saves(stem, reports=reports), model, 1)
+    assert stopped.read_bytes() == content
+    assert reports == [f"{stopped} is the save of another run: this one's will replace it where it is stopped"]
+    save(saves(stem, resume=stopped, reports=reports), model, 1)
+    assert not stopped.exists() and f"{stopped} is" not in "".join(reports[1:])
 
 
 def test_a_model_that_somebody_took_away_is_no_error(stem, model):

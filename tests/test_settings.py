@@ -179,7 +179,12 @@ def test_spq_has_its_own_defaults():
     assert found.given == {"head"}
     gpq = settings.resolve([], NO_FILE).as_dict()
     others = {name: value for name, value in found.as_dict().items() if value != gpq[name]}
-    assert set(others) == {"head", "n_bits", *SPQ} - {"augment", "temperature", "bn_word", "intn_word"}
+    assert set(others) == {"head", "n_bits", "model_load_path", *SPQ} - {
+        "augment",
+        "temperature",
+        "bn_word",
+        "intn_word",
+    }
     assert settings.defaults_of("spq") == found.as_dict() | {"head": "gpq"}
 
 

@@ -108,7 +108,9 @@ def test_the_newest_save_is_the_last_whatever_its_epoch(tmp_path):
         path = Path(f"{stem}{name}.keras")
         path.touch()
         os.utime(path, (1000 + age, 1000 + age))
-    assert saves.find_last(stem).name == "gpq_48bits_3.keras"
+    assert [path.name for path in saves.newest(stem)] == [
+        f"gpq_48bits{name}.keras" for name in ("_3", "_stopped", "_7")
+    ]
 
 
 @pytest.mark.slow

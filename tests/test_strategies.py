@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpq_tf import replicas, strategies, trainer
 from gpq_tf import settings as settings_module
-from gpq_tf import strategies, trainer
 
 from gradients import random_cases
 from small_data import HEADS, coloured_data
@@ -184,6 +184,12 @@ def test_parts_one_after_the_other_are_devices_that_normalise_by_themselves(tmp_
     check_equal({name: in_turn[name] for name in [*apart]}, apart)
 
 
+@pytest.mark.slow
+def test_parts_are_the_same_on_any_number_of_devices(tmp_path, on_one_device):
+    """Each part is shared among the devices, so that its statistics are those of the same images."""
+    check_equal(on_one_device("spq", "--accumulate=2"), run(tmp_path, "spq", "mirrored", "--accumulate=2"))
+
+
 # --- parts of a batch
 
 
@@ -248,9 +254,15 @@ def test_auto_takes_as_many_gpus_as_share_a_batch(monkeypatch, n_gpu, used):
                 ({"worker": "a:1"}, {"type": "worker", "index": 0}),
                 ({"worker": ["a"]}, {"type": "worker", "index": 0}),
                 ({"worker": [5]}, {"type": "worker", "index": 0}),
-                ({"evaluator": ["a:2"]}, {"type": "evaluator", "index": 0}),
-                ({"ps": ["a:2"]}, {"type": "ps", "index": 0}),
             )
+        ),
+        *(
+            (
+                "auto",
+                json.dumps({"cluster": {"worker": ["a:1"]}, "task": {"type": task, "index": 0}}),
+                f"Received: {task},",
+            )
+            for task in ("evaluator", "ps")
         ),
     ],
 )
@@ -261,6 +273,52 @@ def test_what_cannot_be_is_named(monkeypatch, name, config, message):
     with pytest.raises(ValueError) as error:
         strategies.from_settings(chosen(f"--strategy={name}"))
     assert message in str(error.value)
+
+
+def test_one_device_does_not_ask_for_a_cluster(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{")
+    assert strategies.from_settings(chosen("--strategy=one")) is None
+
+
+def test_workers_without_tensorflow_would_each_train_alone(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}')
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    assert strategies.waits_for(chosen()) is None
+    with pytest.raises(ValueError, match=r"Invalid TF_CONFIG\. Expected one worker, without TensorFlow"):
+        strategies.from_settings(chosen())
+    assert strategies.from_settings(chosen("--strategy=one")) is None
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (0, r"Invalid resume\. .* Received: 7 here, 8 elsewhere; does every worker see model_save_path"),
+        (1, r"Invalid settings\. .* Received: others on at least one of them"),
+        (2, r"Invalid data\. .* Received: others on at least one of them"),
+    ],
+)
+def test_one_of_many_workers_that_differs_is_found(monkeypatch, column, message):
+    """Of 64, whose numbers are gathered here as they would be by the network."""
+    strategy = types.SimpleNamespace(
+        cluster_resolver=types.SimpleNamespace(task_type="worker"),
+        run=lambda function: function(),
+        experimental_local_results=lambda value: (value,),
+    )
+
+    def gather(own, other):
+        rows = np.repeat(own.numpy(), 64, axis=0)
+        rows[50, column] += other
+        return rows
+
+    import tensorflow as tf
+
+    # Not compiled, and one process.
+    monkeypatch.setattr(tf, "function", lambda function: lambda: types.SimpleNamespace(numpy=function))
+    monkeypatch.setattr(replicas, "gather", lambda own: gather(own, 0))
+    strategies.check_equal(strategy, 7, chosen(), "some data")
+    monkeypatch.setattr(replicas, "gather", lambda own: gather(own, 1))
+    with pytest.raises(ValueError, match=message):
+        strategies.check_equal(strategy, 7, chosen(), "some data")
 
 
 def test_a_user_is_told_whom_a_worker_waits_for(monkeypatch):
@@ -275,6 +333,11 @@ def test_xla_for_whole_steps_is_refused_on_several_devices():
     several = types.SimpleNamespace(num_replicas_in_sync=2)
     with pytest.raises(ValueError, match=r"Invalid jit_compile\. Expected auto or False on several devices"):
         trainer.train(chosen("--jit_compile=True"), coloured_data(), strategy=several)
+
+
+def test_xla_for_whole_steps_is_refused_for_a_batch_in_parts():
+    with pytest.raises(ValueError, match=r"Invalid jit_compile\. Expected auto or False with accumulate"):
+        trainer.train(chosen("--jit_compile=True", "--accumulate=2"), coloured_data())
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gpq_tf import data as data_module
-from gpq_tf import demo, heads, load_model, model_file, recall, trainer, visualize
+from gpq_tf import demo, heads, load_model, model_file, recall, starting, trainer, visualize
 from gpq_tf import settings as settings_module
 from gpq_tf.backbones import resnet_v1
 from gpq_tf.data import lazy, metric_learning
@@ -111,7 +111,7 @@ def run(tmp_path_factory, folders, data):
 
 def test_it_learns_to_tell_classes_apart_that_it_never_saw(run, data):
     folder, _, _, chosen = run
-    untrained = recalls(trainer.initial_model(trainer.settings_of_data(chosen, data))[0], data)["R@1"]
+    untrained = recalls(starting.initial_model(trainer.settings_of_data(chosen, data))[0], data)["R@1"]
     losses = [line["loss"] for line in lines_of(folder, "step")]
     assert np.mean(losses[-10:]) < np.mean(losses[:5]) - 0.5
     # The best of eight: the last wanders by a tenth with the rounding, which the number of threads decides.
@@ -210,7 +210,7 @@ def test_a_batch_is_a_function_of_seed_and_step(folders, data):
 def test_the_losses_are_those_of_the_head(folders, data, auxiliary, squared):
     given = {"auxiliary": auxiliary, "squared": squared, "margin": 0.3, "smoothing": 0.2, "temperature": 0.7}
     chosen = settings("models", folders, n_CLASSES=10, **given)
-    model = trainer.initial_model(chosen)[0]
+    model = starting.initial_model(chosen)[0]
     assert model.architecture["n_classes"] == (10 if auxiliary else 0)
     batch = cgd.draw_batch(data, chosen, 0)
     windows = np.stack(
@@ -331,7 +331,7 @@ def test_descriptors_are_trained_with_their_codes(tmp_path, folders, data):
     chosen = settings(tmp_path, folders, n_book=3, bn_word=2, total_epochs=2)
     model, path = trainer.train(chosen, data)
     assert path == tmp_path / "cgd_12d_6bits_2.keras" and model.codebook.shape == (3, 4, 4)
-    start = trainer.initial_model(trainer.settings_of_data(chosen, data))[0]
+    start = starting.initial_model(trainer.settings_of_data(chosen, data))[0]
     assert np.any(model.codebook != start.codebook)
     codes = model.encode(data.test.pixels)
     words = np.stack([model.codebook[range(3), row].reshape(-1) for row in codes]).astype("float64")

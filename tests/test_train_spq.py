@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from gpq_tf import load_model, model_file, network, retrieval, trainer
+from gpq_tf import load_model, model_file, network, retrieval, starting, trainer
 from gpq_tf import settings as settings_module
 from gpq_tf.backbones import resnet
 from gpq_tf.data import protocol
@@ -110,7 +110,7 @@ def run(tmp_path_factory, data):
 
 def test_it_learns_without_labels(run, data):
     folder, model, _, chosen = run
-    untrained = retrieval.evaluate(trainer.initial_model(chosen)[0], data, 50)["mAP"]
+    untrained = retrieval.evaluate(starting.initial_model(chosen)[0], data, 50)["mAP"]
     found = retrieval.evaluate(model, data, 50)["mAP"]
     losses = [line["loss"] for line in lines_of(folder, "step")]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.5
@@ -322,4 +322,4 @@ def test_the_number_of_classes_is_the_datas_unless_it_was_given(tmp_path, data):
 
 def test_a_backbone_of_the_other_head_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"Expected none with head=spq: --init takes models. Received: .*no such file"):
-        trainer.initial_model(settings(tmp_path, ImageNet_pretrained_path=tmp_path / "some.mat"))
+        starting.initial_model(settings(tmp_path, ImageNet_pretrained_path=tmp_path / "some.mat"))

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from gpq_tf import load_model, retrieval, trainer
+from gpq_tf import load_model, retrieval, starting, trainer
 from gpq_tf import settings as settings_module
 from gpq_tf.convert import gpq_names
 from gpq_tf.heads import gpq
@@ -34,7 +34,7 @@ def lines_of(path):
 
 def test_training_learns_and_writes_what_it_promises(tmp_path, data):
     reports = []
-    before = retrieval.evaluate(trainer.initial_model(settings(tmp_path))[0], data)["mAP"]
+    before = retrieval.evaluate(starting.initial_model(settings(tmp_path))[0], data)["mAP"]
     chosen = settings(tmp_path, total_epochs=25, save_term=10)
     model, path = trainer.train(chosen, data, reports.append)
     after = retrieval.evaluate(model, data)["mAP"]
@@ -105,7 +105,7 @@ def write_mat(path, model):
 def test_the_start_is_the_mat_file_when_present(tmp_path):
     other = RetrievalModel(width_multiplier=NARROW, seed=5)
     write_mat(tmp_path / "ImageNet_pretrained.mat", other)
-    model, line = trainer.initial_model(
+    model, line = starting.initial_model(
         settings(tmp_path, ImageNet_pretrained_path=tmp_path / "ImageNet_pretrained", seed=2)
     )
     assert line == f"starting from {tmp_path}/ImageNet_pretrained.mat (backbone; head from seed 2)"
@@ -118,23 +118,23 @@ def test_the_start_is_the_mat_file_when_present(tmp_path):
 def test_the_start_is_another_model_when_asked(tmp_path):
     other = RetrievalModel(width_multiplier=NARROW, seed=5)
     other.save(tmp_path / "other.keras")
-    model, line = trainer.initial_model(settings(tmp_path, init=tmp_path / "other.keras"))
+    model, line = starting.initial_model(settings(tmp_path, init=tmp_path / "other.keras"))
     assert line == f"starting from {tmp_path}/other.keras (backbone and head)"
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     np.testing.assert_array_equal(model.embed(images), other.embed(images))
 
-    model, line = trainer.initial_model(settings(tmp_path, init=tmp_path / "other.keras", n_book=6))
+    model, line = starting.initial_model(settings(tmp_path, init=tmp_path / "other.keras", n_book=6))
     assert "backbone; the head has other sizes" in line
     assert model.codebook.shape[0] == 6
     with pytest.raises(ValueError, match="is its width_multiplier another"):
-        trainer.initial_model(settings(tmp_path, init=tmp_path / "other.keras", width_multiplier=0.125))
+        starting.initial_model(settings(tmp_path, init=tmp_path / "other.keras", width_multiplier=0.125))
 
 
 def test_a_start_that_was_asked_for_and_is_absent_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"Invalid ImageNet_pretrained_path. Expected a .mat file"):
-        trainer.initial_model(settings(tmp_path, ImageNet_pretrained_path=tmp_path / "nothing.mat"))
+        starting.initial_model(settings(tmp_path, ImageNet_pretrained_path=tmp_path / "nothing.mat"))
     with pytest.raises(ValueError, match="Invalid model"):
-        trainer.initial_model(settings(tmp_path, init=tmp_path / "nothing.keras"))
+        starting.initial_model(settings(tmp_path, init=tmp_path / "nothing.keras"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(tmp_path, data, monkeypatch):

@@ -87,7 +87,8 @@ def load_folders(data_dir, size, split="gpq", legacy=False):
         data = protocol.train_test(pixels, labels, class_names, source, in_test)
     else:
         data = protocol.split(pixels, labels, class_names, source, legacy)
-    return dataclasses.replace(data, identity=f"{size} {images.file_sizes(files).tolist()}".encode())
+    identity = f"{size} {images.file_sizes(files).tolist()}".encode()
+    return dataclasses.replace(data, identity=identity, files=files)
 
 
 def _check_parts(data_dir, class_names, labels, in_test):

@@ -33,6 +33,7 @@ class RetrievalData:
         gallery_index: int64 (N,).
         query_index: int64 (Q,).
         identity: bytes that stand for the images in `fingerprint`, whether they are held or lazy; None: the pixels.
+        files: list of paths of the images in the order in which the set was given, or None where each is not a file.
     """
 
     labelled_images: np.ndarray
@@ -48,6 +49,15 @@ class RetrievalData:
     gallery_index: np.ndarray
     query_index: np.ndarray
     identity: bytes | None = None
+    files: list | None = None
+
+    def parts(self):
+        """All images, each once: (images, labels, index) of the gallery, of the labelled and of the queries."""
+        return (
+            (self.gallery_images, self.gallery_labels, self.gallery_index),
+            (self.labelled_images, self.labelled_labels, self.labelled_index),
+            (self.query_images, self.query_labels, self.query_index),
+        )
 
     @property
     def image_shape(self):

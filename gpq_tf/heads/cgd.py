@@ -1,5 +1,7 @@
 """CGD's head: global descriptors combined to one, and the losses that train it (arXiv 1903.10663)."""
 
+import functools
+
 import keras
 from keras import ops
 
@@ -10,7 +12,7 @@ from gpq_tf.centred_quantizer import CentredQuantizer
 from gpq_tf.data import sampling
 from gpq_tf.descriptors import gem, mac, spoc
 from gpq_tf.heads import arguments
-from gpq_tf.ops import l2_normalize_added
+from gpq_tf.ops import compiled, l2_normalize_added
 
 LETTERS = "SMG"
 COMBINATIONS = ("concat", "sum")
@@ -416,14 +418,19 @@ def describe(model, batch, settings, frozen=False):
     Returns:
         dict: embeddings, float32 (B, D); labels, int (B,); and with the auxiliary loss logits, float32 (B, C).
     """
-    size = settings.image_size
-    images = window.crop_and_flip(batch["images"], batch["flips"], batch["offsets"], size, size)
-    features = model.backbone(preprocess(images), training=True)
+    images = _augmented(settings.image_size)(batch["images"], batch["flips"], batch["offsets"])
+    features = model.backbone(images, training=True)
     logits = {"logits": model.head.first_descriptor_logits(features)} if settings.auxiliary else {}
     embeddings = model.head(features)
     if model.head.quantizer:
         model.head.quantizer.watch(embeddings)
     return {"embeddings": embeddings, "labels": batch["labels"], **logits}
+
+
+@functools.cache
+def _augmented(size):
+    """Windows and preprocessing by XLA, also where the whole step is not compiled: a third of the time."""
+    return compiled(lambda *drawn: preprocess(window.crop_and_flip(*drawn, size, size)))
 
 
 def compare(model, described, settings):

