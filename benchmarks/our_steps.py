@@ -56,5 +56,7 @@ def make(chosen, data, jit=False):
         recipe.optimizer(chosen, recipe.steps_per_epoch(data, chosen)),
         jit,
         describe=lambda batch: recipe.describe(model, batch, chosen),
+        batch_size=chosen.batch_size,
+        accumulate=chosen.accumulate,
     )
     return model, step

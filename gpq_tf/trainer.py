@@ -280,7 +280,8 @@ def _evaluate(run, step, epoch, loss):
     _check_finite(run, step, epoch)
     scores = run.measure.evaluate(run.model, run.data, run.settings)
     run.model.record, run.model.training_state = {"epoch": epoch, "step": step, **scores, **run.about}, None
-    path = run.saves.save_if_best(run.model)
+    with _saving(run):
+        path = run.saves.save_if_best(run.model)
     score, best = scores[run.measure.score], run.saves.best[run.measure.score]
     run.log.write(event="evaluation", step=step, epoch=epoch, **scores, best=best, path=path and str(path))
     if run.board is not None:
@@ -298,7 +299,8 @@ def _save(run, step, epoch, loss):
     watched = {f"{run.measure.score}_of_subset": found.score}
     run.model.record = {"epoch": epoch, "step": step, **watched, **run.about}
     run.model.training_state = training_state.from_optimizer(run.optimizer, step)
-    path = run.saves.save(run.model, epoch)
+    with _saving(run):
+        path = run.saves.save(run.model, epoch)
     run.log.write(event="save", step=step, epoch=epoch, path=str(path), **watched, **_rounded(found.usage))
     if run.board is not None:
         run.board.scalars(step, watched)
@@ -313,7 +315,8 @@ def _save_stopped(run, step, epoch):
     _check_finite(run, step, epoch)
     run.model.record = {"epoch": epoch, "step": step, **run.about}
     run.model.training_state = training_state.from_optimizer(run.optimizer, step)
-    path = run.saves.save_stopped(run.model)
+    with _saving(run):
+        path = run.saves.save_stopped(run.model)
     run.log.write(event="stopped", step=step, epoch=epoch, path=str(path))
 
 
@@ -400,11 +403,24 @@ def _check_finite(run, step, epoch):
 
 
 def _diverged(what, epoch, run):
-    last_good = run.saves and run.saves.newest
-    last = f"the last good model is {last_good}" if last_good else "no model was saved yet"
+    last = _last_good(run)
     weights = "smaller alpha or beta, smaller lam_1 and lam_2, " if run.settings.head == "gpq" else ""
     advice = f"Try --precision=float32, a smaller --learning_rate, {weights}or another --init"
     return f"{what} (epoch {epoch}); {last}. {advice}"
+
+
+def _last_good(run):
+    path = run.saves and run.saves.newest
+    return f"the last good model is {path}" if path else "no model was saved yet"
+
+
+@contextlib.contextmanager
+def _saving(run):
+    """Within it an error of the system, such as a full disk, tells from which model the run can go on."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; {_last_good(run)}", error.filename) from error
 
 
 def _stopped(number, step, total, path):

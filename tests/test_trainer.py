@@ -1,13 +1,15 @@
 """Training: it learns, writes what it promises, starts from where it says, and stops where it must."""
 
+import errno
 import json
 import math
+import os
 
 import keras
 import numpy as np
 import pytest
 
-from gpq_tf import load_model, retrieval, starting, trainer
+from gpq_tf import files, load_model, retrieval, starting, trainer
 from gpq_tf import settings as settings_module
 from gpq_tf.convert import gpq_names
 from gpq_tf.heads import gpq
@@ -147,6 +149,73 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(tmp_pa
     assert "Try --precision=float32" in message
     assert load_model(tmp_path / "gpq_48bits_2.keras").record["step"] == 4
     assert [file.name for file in tmp_path.glob("*.keras")] == ["gpq_48bits_2.keras"]
+
+
+def test_the_step_of_a_loss_that_is_known_late_is_named(tmp_path, data, monkeypatch):
+    """On a GPU, where the next step is under way by then."""
+    monkeypatch.setattr(trainer, "_is_asynchronous", lambda: True)
+    monkeypatch.setattr(gpq, "compare", _nan_from(gpq.compare, step=3))
+    with pytest.raises(trainer.Diverged, match=r"^Loss is nan at step 3 .epoch 2."):
+        trainer.train(settings(tmp_path, total_epochs=4, save_term=4), data)
+
+
+def test_steps_in_16_bits_that_are_skipped_are_told_and_not_counted(tmp_path, data, monkeypatch):
+    def overflowing(recipe, chosen, steps_per_epoch):
+        return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1e-3), initial_scale=scale)
+
+    monkeypatch.setattr(trainer, "make_optimizer", overflowing)
+    monkeypatch.setattr(trainer, "MOST_SKIPPED", 3)
+    monkeypatch.setattr(gpq, "learning_rate", lambda *_: lambda updates: 1.0 + updates)
+    scale = float("inf")
+    with pytest.raises(trainer.Diverged, match="Gradients overflowed in the last 3 steps, up to step 3, and none was"):
+        trainer.train(settings(tmp_path / "never", total_epochs=4, save_term=4), data)
+    assert not list((tmp_path / "never").glob("*.keras"))
+    scale, compare = 2.0**127, gpq.compare
+
+    def steep(*given):
+        losses = compare(*given)
+        return {**losses, "loss": 8 * losses["loss"]}
+
+    monkeypatch.setattr(gpq, "compare", steep)
+    monkeypatch.setattr(trainer, "MOST_SKIPPED", 50)
+    trainer.train(settings(tmp_path / "late", total_epochs=4, save_term=4), data)
+    steps = [line for line in lines_of(tmp_path / "late" / "gpq_48bits.log.jsonl") if line["event"] == "step"]
+    skipped = [line["skipped"] for line in steps]
+    n = int(sum(skipped))
+    assert 0 < n < len(steps) and skipped == [1.0] * n + [0.0] * (len(steps) - n)
+    assert [line["loss_scale"] for line in steps] == [scale / 2 ** min(i, n) for i in range(len(steps))]
+    assert [line["lr"] for line in steps] == [1.0 + max(0, i - n) for i in range(len(steps))]
+
+
+def test_what_was_learned_is_saved_where_a_batch_cannot_be_read(tmp_path, data, monkeypatch):
+    draw = gpq.draw_batch
+
+    def draw_or_fail(data, chosen, step):
+        if step == 3:
+            raise ValueError("photo.jpg: expected an image")
+        return draw(data, chosen, step)
+
+    monkeypatch.setattr(gpq, "draw_batch", draw_or_fail)
+    with pytest.raises(ValueError, match=r"photo\.jpg: expected an image"):
+        trainer.train(settings(tmp_path, total_epochs=4, save_term=4), data)
+    assert load_model(tmp_path / "gpq_48bits_stopped.keras").record["step"] == 3
+
+
+def test_a_disk_that_is_full_names_the_last_good_model(tmp_path, data, monkeypatch):
+    sync, second = files._sync, tmp_path / "gpq_48bits_2.keras"
+
+    def fail_later(path):
+        if ".gpq_48bits_2." in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync", fail_later)
+    with pytest.raises(OSError) as caught:
+        trainer.train(settings(tmp_path, total_epochs=2, save_term=1), data)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(second))
+    first = tmp_path / "gpq_48bits_1.keras"
+    assert caught.value.strerror == f"No space left on device; the last good model is {first}"
+    assert load_model(first).record["step"] == 2 and not second.exists() and not list(tmp_path.glob(".*"))
 
 
 def _nan_from(compare, step):
