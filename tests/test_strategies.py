@@ -111,7 +111,7 @@ def test_two_devices_compute_what_one_computes(tmp_path, on_one_device, head):
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["gpq", "spq", "cgd"])
 def test_losses_of_the_network_with_its_kinks(tmp_path, monkeypatch, head):
-    """Forwards a kink is no jump. Backwards it is (`replica_program`): after the first step weights may differ a little.
+    """Forwards a kink is no jump. Backwards it is (`replica_program`): after the first step weights may differ.
 
     Five steps' losses hardly notice: to 6e-5 as measured, but single terms of CGD's to 1e-3.
     """
