@@ -36,7 +36,7 @@ class RetrievalModel(keras.Model):
         output: float32 (B, D), what `embed` returns.
 
     Raises:
-        ValueError: if an argument is unknown or out of range.
+        ValueError: if an argument is unknown or out of range, or Keras is configured for channels_first.
 
     Example:
         >>> model = RetrievalModel(n_book=3, len_code=4, width_multiplier=1 / 64)
@@ -46,6 +46,11 @@ class RetrievalModel(keras.Model):
     """
 
     def __init__(self, head="gpq", *, dtype=None, **arguments):
+        if keras.config.image_data_format() != "channels_last":
+            raise ValueError(
+                "Invalid image_data_format. Expected channels_last, since images are (N, H, W, 3). "
+                f"Received: {keras.config.image_data_format()}, from Keras's configuration file"
+            )
         architecture = heads.complete(head, arguments)
         # A name without a number behind it, which the file would hold: equal models make equal files.
         super().__init__(name="retrieval_model", dtype=dtype)

@@ -385,6 +385,20 @@ def test_precision_changes_the_arithmetic_of_the_network_alone(model, saved, pre
     assert 0 < np.abs(found - expected).max() < 0.1
 
 
+@pytest.mark.parametrize("precision", ["float16", "bf16", None])
+def test_another_precision_is_refused(saved, precision):
+    with pytest.raises(
+        ValueError, match=r"Invalid precision\. Expected one of float32, mixed_bf"
+    ):
+        load_model(saved, precision=precision)
+
+
+def test_channels_first_is_refused(monkeypatch):
+    monkeypatch.setattr(keras.config, "image_data_format", lambda: "channels_first")
+    with pytest.raises(ValueError, match=r"Invalid image_data_format\. Expected channels_last"):
+        RetrievalModel()
+
+
 def test_a_shipped_model_is_found_by_its_name(tmp_path, saved, monkeypatch):
     monkeypatch.setattr(network, "__file__", str(tmp_path / "network.py"))
     (tmp_path / "weights").mkdir()
