@@ -387,9 +387,7 @@ def test_precision_changes_the_arithmetic_of_the_network_alone(model, saved, pre
 
 @pytest.mark.parametrize("precision", ["float16", "bf16", None])
 def test_another_precision_is_refused(saved, precision):
-    with pytest.raises(
-        ValueError, match=r"Invalid precision\. Expected one of float32, mixed_bf"
-    ):
+    with pytest.raises(ValueError, match=r"Invalid precision\. Expected one of float32, mixed_bf"):
         load_model(saved, precision=precision)
 
 
