@@ -84,7 +84,7 @@ class Saves:
             # A best model of later epochs belongs to a run that went on from here before; one without a score, to none.
             if score in record and record.get("epoch", epoch_of_resume + 1) <= epoch_of_resume:
                 self.best = {name: record[name] for name in self.best}
-        self._owns_stopped = self.last_good == _stopped_path(stem)
+        self._owns_stopped = bool(self.last_good) and self.last_good.resolve() == _stopped_path(stem).resolve()
         others = len(by_epoch) - len(self._paths)
         if others:
             report(f"{stem.parent} holds {others} models of another run: those of the same epochs will be replaced")
