@@ -418,8 +418,8 @@ def describe(model, batch, settings, frozen=False):
     Returns:
         dict: embeddings, float32 (B, D); labels, int (B,); and with the auxiliary loss logits, float32 (B, C).
     """
-    images = _augmented(settings.image_size)(batch["images"], batch["flips"], batch["offsets"])
-    features = model.backbone(images, training=True)
+    images = _windows(settings.image_size)(batch["images"], batch["flips"], batch["offsets"])
+    features = model.backbone(preprocess(images), training=True)
     logits = {"logits": model.head.first_descriptor_logits(features)} if settings.auxiliary else {}
     embeddings = model.head(features)
     if model.head.quantizer:
@@ -428,9 +428,9 @@ def describe(model, batch, settings, frozen=False):
 
 
 @functools.cache
-def _augmented(size):
-    """Windows and preprocessing by XLA, also where the whole step is not compiled: a third of the time."""
-    return compiled(lambda *drawn: preprocess(window.crop_and_flip(*drawn, size, size)))
+def _windows(size):
+    """Windows by XLA, also where the whole step is not compiled: a third of the time. Without `preprocess`: see gpq."""
+    return compiled(lambda *drawn: window.crop_and_flip(*drawn, size, size))
 
 
 def compare(model, described, settings):
