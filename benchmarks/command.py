@@ -3,8 +3,6 @@
 import argparse
 import sys
 
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")  # as gpq_tf.settings has them, whose import takes seconds
-
 
 def positive(text):
     """An argument that is an integer of 1 or more."""

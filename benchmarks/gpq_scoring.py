@@ -20,13 +20,15 @@ from pathlib import Path
 
 import command
 
+from gpq_tf.settings import PRECISIONS
+
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("models", nargs="+")
     parser.add_argument("--data_dir", default="./cifar10")
     parser.add_argument("--dataset", default="cifar10_folder")
-    parser.add_argument("--precision", choices=command.PRECISIONS, default="float32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -34,12 +36,14 @@ def main(arguments=None):
     from gpq_tf import data, load_model
     from gpq_tf.files import write_json
 
-    for path in options.models:  # a wrong one is told before an hour of scoring, not after it
-        if (head := load_model(path).head_name) != "gpq":
-            raise ValueError(f"Invalid MODEL. Expected one of the head gpq. Received: {path}, of {head}")
+    # A wrong one is told before an hour of scoring, not after it.
+    models = {path: load_model(path, legacy=True, precision=options.precision) for path in options.models}
+    for path, model in models.items():
+        if model.head_name != "gpq":
+            raise ValueError(f"Invalid MODEL. Expected one of the head gpq. Received: {path}, of {model.head_name}")
     images, runs = data.load(options.dataset, options.data_dir), []
-    for path in options.models:
-        found = scores(load_model(path, legacy=True, precision=options.precision), images)
+    for path, model in models.items():
+        found = scores(model, images)
         runs.append({"model": Path(path).name, "precision": options.precision, **found})
         print(runs[-1], flush=True)
     if options.out:

@@ -73,13 +73,13 @@ def main(arguments=None):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
     seeds, common, variants = PLANS[options.plan]
-    name = f"learning_{options.plan}"
+    stem = f"learning_{options.plan}"
     if options.epochs:
-        common, name = (*common, f"--total_epochs={options.epochs}"), f"{name}_{options.epochs}"
+        common, stem = (*common, f"--total_epochs={options.epochs}"), f"{stem}_{options.epochs}"
     if unknown := set(options.variants or ()) - set(variants):
         parser.error(f"expected variants among {', '.join(map(repr, variants))}, received {', '.join(unknown)}")
     chosen = {variant: variants[variant] for variant in options.variants or variants}
-    out = options.out or RESULTS / f"{name}.json"
+    out = options.out or RESULTS / f"{stem}.json"
     result = json.loads(out.read_text()) if out.exists() else {"runs": []}
     more = " --pretrained=FILE" * bool(options.pretrained) + f" --epochs={options.epochs}" * bool(options.epochs)
     result["command"] = f"python benchmarks/learning.py ./cifar10 --plan={options.plan}{more}"

@@ -30,6 +30,8 @@ from pathlib import Path
 import command
 import numpy as np
 
+from gpq_tf.settings import PRECISIONS
+
 N_CLASSES = 200
 # Streams of random numbers, of which each step (or epoch) has its own.
 ORDER, CROPS, CHOICE, FIRST_VIEW, SECOND_VIEW = range(5)
@@ -50,7 +52,7 @@ def main(arguments=None):
     parser.add_argument("--smoothing", type=float, default=0.1, help="share of a label that goes to all classes")
     parser.add_argument("--crop_area", type=float, default=0.35, help="least share of an image that a crop keeps")
     parser.add_argument("--unlabelled", help="folder of CIFAR-10, whose images without labels are learned along")
-    parser.add_argument("--precision", choices=command.PRECISIONS, default="float32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--limit", type=command.positive, help="use only so many training images (to try it out)")
     parser.add_argument("--save_term", type=command.positive, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -148,29 +148,23 @@ def _workers():
         if not all(isinstance(addresses, list) for addresses in by_type.values()):
             raise TypeError("lists")
         workers = [*by_type["chief"], *by_type["worker"]]
-        if workers:
-            index = config["task"]["index"]
-            if config["task"]["type"] in ("evaluator", "ps"):
-                raise _NoPart(config["task"]["type"])
-            if isinstance(index, bool) or not 0 <= index < len(by_type[config["task"]["type"]]):
-                raise IndexError(index)
+        index, kind = (config["task"]["index"], config["task"]["type"]) if workers else (0, None)
+        takes_part = kind not in ("evaluator", "ps")
+        if workers and takes_part and (isinstance(index, bool) or not 0 <= index < len(by_type[kind])):
+            raise IndexError(index)
         if not all(re.fullmatch(r".+:\d+", address) for address in workers):
             raise ValueError("addresses")
-        return workers
-    except _NoPart as error:
-        raise ValueError(
-            f"Invalid TF_CONFIG. Expected the task of a chief or worker. Received: {error}, which takes no part in "
-            "synchronous training and need not be started"
-        ) from error
     except (ValueError, AttributeError, TypeError, LookupError) as error:
         raise ValueError(
             "Invalid TF_CONFIG. Expected JSON with a cluster, lists of addresses host:port by the names chief and "
             f"worker, and a task, the type and index of one of them. Received: {text}"
         ) from error
-
-
-class _NoPart(Exception):
-    """A task of a cluster that takes no part in a synchronous step."""
+    if not takes_part:
+        raise ValueError(
+            f"Invalid TF_CONFIG. Expected the task of a chief or worker. Received: {kind}, which takes no part in "
+            "synchronous training and need not be started"
+        )
+    return workers
 
 
 def check_batch_size(settings, strategy):

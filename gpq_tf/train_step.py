@@ -105,13 +105,13 @@ def _tensorflow_step(model, describe, losses_of, optimizer, clip_norm, accumulat
             with tf.GradientTape() as tape:
                 losses, scaled = gathered_losses(describe(parts[0]) if describe else parts[0])
             gradients = tape.gradient(scaled, variables)
-        n = replicas.count()
+        n, scale = replicas.count(), optimizer.scale_loss(1.0)
         if clip_norm is not None:
             # Of the sum over the replicas, which the optimiser makes once more: it gets an equal part of each.
-            gradients = [part / n for part in clipped(replicas.total(*gradients), clip_norm, optimizer.scale_loss(1.0))]
+            gradients = [part / n for part in clipped(replicas.total(*gradients), clip_norm, scale)]
         elif n > 1 and isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             gradients[0] += replicas.not_a_number_unless(all_finite(gradients))
-        losses = losses | _of_scaling(optimizer, optimizer.scale_loss(1.0), gradients)
+        losses = losses | _of_scaling(optimizer, scale, gradients)
         optimizer.apply(gradients, model.trainable_variables)
         stop = parts[0].get("stop")
         return losses if stop is None else losses | {"stop": replicas.total(stop)[0]}

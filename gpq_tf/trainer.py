@@ -136,8 +136,7 @@ def train(settings, data, report=None, progress=None, strategy=None):
         several = strategies.is_several_workers(strategy)
         batches = lazy.ahead(functools.partial(_draw_batch, recipe, data, settings), range(done, total))
         pending = _Pending(run, rate, deferred=_is_asynchronous() and not several)
-        for step, batch in enumerate(_until_unreadable(batches, run, pending, done, steps_per_epoch), done + 1):
-            epoch = (step - 1) // steps_per_epoch + 1
+        for step, epoch, batch in _numbered(batches, run, pending, done, steps_per_epoch):
             take_step = compiled_step(recipe.is_frozen(settings, epoch))
             if several:
                 batch["stop"] = np.float32(request.signal is not None)
@@ -166,21 +165,18 @@ def train(settings, data, report=None, progress=None, strategy=None):
     return model, saves.last_good if is_chief else None
 
 
-def _until_unreadable(batches, run, pending, done, steps_per_epoch):
-    """The batches; where one cannot be read, what was learned up to there is saved before the error goes on."""
+def _numbered(batches, run, pending, done, steps_per_epoch):
+    """(step, epoch, batch) of each. Where one cannot be read, what was learned is saved before the error goes on."""
     step = done
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except (ValueError, OSError):
-            if run.saves and step > done:
-                pending.finish()
-                _save_stopped(run, step, (step - 1) // steps_per_epoch + 1)
-            raise
-        yield batch
-        step += 1
+    try:
+        for step, batch in enumerate(batches, done + 1):
+            epoch = (step - 1) // steps_per_epoch + 1
+            yield step, epoch, batch
+    except (ValueError, OSError):  # of the next batch: what goes wrong with a step is not seen here
+        if run.saves and step > done:
+            pending.finish()
+            _save_stopped(run, step, epoch)
+        raise
 
 
 class _Run(typing.NamedTuple):
