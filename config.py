@@ -36,7 +36,7 @@ batch_size = 500  # labelled images a step, and as many unlabelled ones; spq: 25
 save_term = 20  # epochs between saves
 eval_epoch = None  # epochs between evaluations on all queries, the best model is kept; None: never; spq: 100; cgd: 1
 images_per_class = 4  # cgd: images of a class in a batch, which has batch_size / images_per_class classes
-learning_rate = None  # cgd: Adam's at first; None: 1e-4, the paper's, or 3e-3 from scratch
+learning_rate = None  # Adam's at first; None: 2e-4, the original's; spq: 3e-4; cgd: 1e-4, or 3e-3 from scratch
 
 # --- code
 head = "gpq"  # what turns features into codes, and learns to: gpq from few labels, spq from none, cgd from class labels

@@ -35,7 +35,8 @@ def main(out, *given):
         (device,) = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(device, 2 * [tf.config.LogicalDeviceConfiguration()])
 
-    if not os.environ.get("KINKS"):
+    has_kinks = bool(os.environ.get("KINKS"))
+    if not has_kinks:
         make_smooth()
 
     import keras
@@ -58,7 +59,7 @@ def main(out, *given):
         trainer.synchronize(model, chosen.sync_batch_norm)
         # Adam makes whole steps of gradients that are nothing but rounding, such as those of biases before a batch
         # normalisation; with plain steps weights stay comparable.
-        optimizer = keras.optimizers.SGD(RATES[head], momentum=0.5)
+        optimizer = keras.optimizers.SGD(0.0 if has_kinks else RATES[head], momentum=0.5)
         if os.environ.get("OWN_OPTIMIZER"):
             optimizer = trainer.make_optimizer(recipe, chosen, steps_per_epoch=10)
         optimizer.build(model.trainable_variables)

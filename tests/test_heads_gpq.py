@@ -73,6 +73,11 @@ def test_the_optimiser_is_the_originals():
     np.testing.assert_allclose(rates, [2e-4, 2e-4, 1.9e-4, 2e-4 * 0.95**2, 2e-4 * 0.95**29], rtol=1e-6)
 
 
+def test_a_given_rate_is_the_first():
+    schedule = gpq.optimizer(settings(learning_rate=1e-3), 10)._learning_rate
+    np.testing.assert_allclose([float(schedule(step)) for step in (0, 100)], [1e-3, 9.5e-4], rtol=1e-6)
+
+
 def test_legacy_searches_with_raw_descriptors_and_codewords():
     rng = np.random.default_rng(0)
     raw = rng.normal(size=(5, 12)).astype("float32")

@@ -129,6 +129,11 @@ def test_the_rate_ends_with_the_last_epoch():
     assert float(short(195 * 7 - 1)) == np.float32(3e-4)
 
 
+def test_a_given_rate_is_the_first():
+    schedule = spq.optimizer(settings(total_epochs=60, learning_rate=1e-3), 195)._learning_rate
+    np.testing.assert_allclose([float(schedule(195 * epoch)) for epoch in (0, 35)], [1e-3, 5e-4], rtol=1e-6)
+
+
 def test_legacy_takes_steps_for_epochs():
     schedule = spq.learning_rate(settings(total_epochs=5000, legacy=True), 195)
     rates = [float(schedule(195 * epoch)) for epoch in (10, 205, 400, 595)]

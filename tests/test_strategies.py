@@ -111,19 +111,16 @@ def test_two_devices_compute_what_one_computes(tmp_path, on_one_device, head):
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["gpq", "spq", "cgd"])
 def test_losses_of_the_network_with_its_kinks(tmp_path, monkeypatch, head):
-    """Forwards a kink is no jump. Backwards it is (`replica_program`): after the first step weights may differ.
+    """Forwards a kink is no jump: five batches' losses of the same weights agree (to 5e-6 as measured).
 
-    Five steps' losses hardly notice: to 6e-5 as measured, but single terms of CGD's to 1e-3.
+    Backwards it is one (`replica_program`), so weights that were trained with kinks are not compared.
     """
     monkeypatch.setenv("KINKS", "1")
     alone, together = run_both(tmp_path, head)
-    first = [name for name in alone if name.startswith("loss/0/")]
-    assert first
-    for name in first:
-        np.testing.assert_allclose(together[name], alone[name], rtol=2e-5, err_msg=name)
-    for step in range(5):
-        name = f"loss/{step}/loss"
-        np.testing.assert_allclose(together[name], alone[name], rtol=1e-3, err_msg=name)
+    losses = [name for name in alone if name.startswith("loss/")]
+    assert {name.split("/")[1] for name in losses} == set("01234")
+    for name in losses:
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.slow

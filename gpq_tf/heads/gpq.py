@@ -20,6 +20,7 @@ SMALLEST_SIDE = 8
 descriptor_size = arguments.codebook_size
 preprocess = vgg.preprocess
 
+_RATE = 2e-4
 # What a training step draws, each from its own random stream.
 _LABELLED, _UNLABELLED, _BOXES = 1, 2, 3
 
@@ -275,10 +276,14 @@ def compare(model, described, settings):
 
 
 def learning_rate(settings=None, steps_per_epoch=None):
-    """The original's schedule, a function of the step (from 0): 2e-4, times .95 after every 100 steps, in any run."""
-    return keras.optimizers.schedules.ExponentialDecay(2e-4, 100, 0.95, staircase=True)
+    """The original's schedule, a function of the step (from 0): 2e-4, times .95 after every 100 steps, in any run.
+
+    `settings.learning_rate` replaces the first rate, where it is given.
+    """
+    rate = (settings and settings.learning_rate) or _RATE
+    return keras.optimizers.schedules.ExponentialDecay(rate, 100, 0.95, staircase=True)
 
 
 def optimizer(settings=None, steps_per_epoch=None):
     """Adam as the original sets it: beta_1 .5, epsilon 1e-8, `learning_rate`."""
-    return keras.optimizers.Adam(learning_rate(), beta_1=0.5, beta_2=0.999, epsilon=1e-8)
+    return keras.optimizers.Adam(learning_rate(settings, steps_per_epoch), beta_1=0.5, beta_2=0.999, epsilon=1e-8)

@@ -213,10 +213,11 @@ def learning_rate(settings, steps_per_epoch):
     """3e-4 for 10 epochs, then a cosine that ends at 0 with the last epoch.
 
     With legacy as the original, which takes the number of steps of an epoch, 195 with CIFAR-10, for the number of
-    epochs: the rate is 0 after 205 epochs, and back at 3e-4 after 400.
+    epochs: the rate is 0 after 205 epochs, and back at 3e-4 after 400. `settings.learning_rate` replaces the first
+    rate, where it is given.
     """
     half_period = steps_per_epoch if settings.legacy else max(1, settings.total_epochs - _CONSTANT_EPOCHS)
-    return ConstantThenCosine(_RATE, steps_per_epoch, _CONSTANT_EPOCHS, half_period)
+    return ConstantThenCosine(settings.learning_rate or _RATE, steps_per_epoch, _CONSTANT_EPOCHS, half_period)
 
 
 def optimizer(settings, steps_per_epoch):
