@@ -53,6 +53,7 @@ ORDER = [
     "accumulation",
     "train_step",
     "starting",
+    "running",
     "trainer",
     "demo",
     "cgd_command",

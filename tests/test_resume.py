@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from gpq_tf import convert, load_model, model_file, starting, trainer, training_state
+from gpq_tf import convert, load_model, model_file, running, starting, trainer, training_state
 from gpq_tf import settings as settings_module
 from gpq_tf.heads import gpq
 from gpq_tf.train_step import make_step
@@ -111,7 +111,7 @@ def test_saves_of_before_count(tmp_path, data, monkeypatch):
         return {"loss": loss, "hash": loss, "cls": loss, "ent": loss}
 
     monkeypatch.setattr(gpq, "compare", nan)
-    with pytest.raises(trainer.Diverged, match=r"the last good model is .*gpq_48bits_4.keras"):
+    with pytest.raises(running.Diverged, match=r"the last good model is .*gpq_48bits_4.keras"):
         trainer.train(settings(tmp_path, resume=tmp_path / "gpq_48bits_4.keras", total_epochs=5), data)
 
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from gpq_tf import files, load_model, retrieval, starting, trainer
+from gpq_tf import files, load_model, retrieval, running, starting, trainer
 from gpq_tf import settings as settings_module
 from gpq_tf.convert import gpq_names
 from gpq_tf.heads import gpq
@@ -141,7 +141,7 @@ def test_a_start_that_was_asked_for_and_is_absent_is_an_error(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(tmp_path, data, monkeypatch):
     monkeypatch.setattr(gpq, "compare", _nan_from(gpq.compare, step=5))
-    with pytest.raises(trainer.Diverged) as caught:
+    with pytest.raises(running.Diverged) as caught:
         trainer.train(settings(tmp_path, total_epochs=4, save_term=2), data)
     message = str(caught.value)
     assert "Loss is nan at step 5 (epoch 3)" in message
@@ -155,7 +155,7 @@ def test_the_step_of_a_loss_that_is_known_late_is_named(tmp_path, data, monkeypa
     """On a GPU, where the next step is under way by then."""
     monkeypatch.setattr(trainer, "_is_asynchronous", lambda: True)
     monkeypatch.setattr(gpq, "compare", _nan_from(gpq.compare, step=3))
-    with pytest.raises(trainer.Diverged, match=r"^Loss is nan at step 3 .epoch 2."):
+    with pytest.raises(running.Diverged, match=r"^Loss is nan at step 3 .epoch 2."):
         trainer.train(settings(tmp_path, total_epochs=4, save_term=4), data)
 
 
@@ -164,10 +164,10 @@ def test_steps_in_16_bits_that_are_skipped_are_told_and_not_counted(tmp_path, da
         return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1e-3), initial_scale=scale)
 
     monkeypatch.setattr(trainer, "make_optimizer", overflowing)
-    monkeypatch.setattr(trainer, "MOST_SKIPPED", 3)
+    monkeypatch.setattr(running, "MOST_SKIPPED", 3)
     monkeypatch.setattr(gpq, "learning_rate", lambda *_: lambda updates: 1.0 + updates)
     scale = float("inf")
-    with pytest.raises(trainer.Diverged, match="Gradients overflowed in the last 3 steps, up to step 3, and none was"):
+    with pytest.raises(running.Diverged, match="Gradients overflowed in the last 3 steps, up to step 3, and none was"):
         trainer.train(settings(tmp_path / "never", total_epochs=4, save_term=4), data)
     assert not list((tmp_path / "never").glob("*.keras"))
     scale, compare = 2.0**127, gpq.compare
@@ -177,7 +177,7 @@ def test_steps_in_16_bits_that_are_skipped_are_told_and_not_counted(tmp_path, da
         return {**losses, "loss": 8 * losses["loss"]}
 
     monkeypatch.setattr(gpq, "compare", steep)
-    monkeypatch.setattr(trainer, "MOST_SKIPPED", 50)
+    monkeypatch.setattr(running, "MOST_SKIPPED", 50)
     trainer.train(settings(tmp_path / "late", total_epochs=4, save_term=4), data)
     steps = [line for line in lines_of(tmp_path / "late" / "gpq_48bits.log.jsonl") if line["event"] == "step"]
     skipped = [line["skipped"] for line in steps]
@@ -237,7 +237,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, data, monkeypatch
         return {"loss": zero, "hash": zero, "cls": zero, "ent": zero}
 
     monkeypatch.setattr(gpq, "compare", poison)
-    with pytest.raises(trainer.Diverged, match=r"moving_mean is not finite after step 2 .epoch 1.; no model was saved"):
+    with pytest.raises(running.Diverged, match=r"moving_mean is not finite after step 2 .epoch 1.; no model was saved"):
         trainer.train(settings(tmp_path), data)
     assert not list(tmp_path.glob("*.keras"))
 
