@@ -154,7 +154,9 @@ def test_the_fused_kernel_and_separate_operations_agree(monkeypatch, shape):
     fused = all_of_it()
     monkeypatch.setattr("gpq_tf.ops._has_fused_kernel", lambda: False)
     for ours, other in zip(fused, all_of_it(), strict=True):
-        np.testing.assert_allclose(np.asarray(ours), np.asarray(other), rtol=1e-6, atol=3e-6)
+        # Gradients are sums over a batch of what may nearly cancel: rounding goes with the largest, not with each.
+        atol = 1e-6 * max(3, np.abs(np.asarray(other)).max())
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(other), rtol=0, atol=atol)
 
 
 def test_gradients_are_numerical_ones_too():

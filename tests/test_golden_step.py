@@ -252,9 +252,10 @@ def test_full_width_three_steps(full, full_model):
 
     optimizer = gpq.optimizer()
     step = make_step(model, losses_function(model), optimizer)
-    # Float64 is 7e-5 and 7e-4 away from the recorded losses of steps 2 and 3: these are the original's own rounding,
-    # multiplied by Adam's signs. Ours differ from them by 7.7e-5 (JAX), 8.4e-5 (Eigen) and 9.3e-5 (oneDNN) at step 2.
-    tolerance = {1: 1e-6, 2: 1e-4, 3: 7e-4}
+    # Float64 is 7e-5, 7e-4 and 4e-3 away from the recorded losses of steps 2, 3 and 4: these are the original's own
+    # rounding, multiplied by Adam's signs. Ours, float32 too, has as much of its own: in other arithmetics (Eigen's,
+    # oneDNN's for AVX2 and for SSE4, XLA's) it is 6.5e-5 to 9.3e-5, 5.0e-4 to 6.7e-4 and 2.1e-3 to 4.4e-3 away.
+    tolerance = {1: 1e-6, 2: 1e-4, 3: 7e-4 * 2**0.5}
     for number in (1, 2, 3):
         check_losses(step(batch), full, f"step{number}_", tolerance[number])
         for key, name in FULL_NAMES.items():
@@ -268,7 +269,7 @@ def test_full_width_three_steps(full, full_model):
             for scope in ("batch0", "batch3-2"):
                 check_statistics(model, full, f"LU_step{number}_after_{scope}_", f"Fixed_VGG/{scope}", number)
 
-    check_losses(step(batch), full, "after3_", 4e-3)
+    check_losses(step(batch), full, "after3_", 4e-3 * 2**0.5)
 
 
 def check_statistics(model, stored, prefix, scope, number):

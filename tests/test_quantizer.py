@@ -151,7 +151,7 @@ def test_soft_assignment_by_distance_becomes_hard_as_alpha_grows():
     hard = np.asarray(decode(hard_assign(x, codebook, "l2"), codebook))
     distances = [np.abs(np.asarray(soft_assign_l2(x, codebook, alpha)) - hard).max() for alpha in (1, 30, 1e6)]
     assert distances[0] > distances[1] > distances[2]
-    assert distances[2] == 0
+    assert distances[2] < 1e-6  # a processor may divide by multiplying, and make a weight of 1 smaller by 6e-8
     assert (np.asarray(decode(hard_assign(x, codebook), codebook)) != hard).any()
 
 
@@ -168,7 +168,7 @@ def test_distance_moves_with_both_and_lies_within_the_book():
     moved = soft_assign_l2(x + v.reshape(12), codebook + v, 5.0)
     assert worst(moved, found + v.reshape(12)) < 1e-5
     far = np.asarray(soft_assign_l2(1e4 * x, codebook, 5.0))
-    np.testing.assert_array_equal(far, np.asarray(decode(hard_assign(1e4 * x, codebook, "l2"), codebook)))
+    assert worst(far, decode(hard_assign(1e4 * x, codebook, "l2"), codebook)) < 2e-7
 
 
 # --- hard assignment
