@@ -190,16 +190,16 @@ def test_a_checkpoint_without_all_slots_has_no_training_state(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["gpq", "spq", "cgd"])
-def test_killed_runs_end_in_the_same_bits(tmp_path, head):
-    """The campaign of benchmarks/kill_resume.py, shortened: three processes killed at random moments."""
+@pytest.mark.parametrize(("head", "epochs", "steps"), [("gpq", 8, 32), ("spq", 5, 5 * 39), ("cgd", 8, 80)])
+def test_killed_runs_end_in_the_same_bits(tmp_path, head, epochs, steps):
+    """The campaign of benchmarks/kill_resume.py, shortened: two processes killed at random moments."""
     script = Path(__file__).parents[1] / "benchmarks" / "kill_resume.py"
     out = tmp_path / "result.json"
-    command = [sys.executable, str(script), f"--head={head}", "--kills=3", "--epochs=8", f"--out={out}"]
+    command = [sys.executable, str(script), f"--head={head}", "--kills=2", f"--epochs={epochs}", f"--out={out}"]
     subprocess.run(command, check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
     result = json.loads(out.read_text())
     assert result["kills"] >= 1
-    assert result["steps"] == {"gpq": 32, "spq": 8 * 39, "cgd": 8 * 10}[head]
+    assert result["steps"] == steps
     assert result["weights_equal"]
     assert result["optimiser_equal"]
     assert result["losses_equal"]
