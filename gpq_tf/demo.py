@@ -127,16 +127,20 @@ def read_photo(path, size, resize="fast"):
 
 def _answer_photo(settings, model, name, data, photo, report, progress):
     """Tell, draw and save what a model finds for one image, among all images whatever they are in the protocol."""
-    index, image_at = PQIndex(model.codebook, model.search_metric), {}
-    for pixels, labels, positions in data.parts():
-        if len(pixels):
-            index.add(model.encode(pixels, progress and (lambda b: progress(b, "images"))), ids=positions)
-            image_at |= {position: (pixels, labels, row) for row, position in enumerate(positions.tolist())}
+    index = PQIndex(model.codebook, model.search_metric)
+    parts = [part for part in data.parts() if len(part[0])]
+    for pixels, _, positions in parts:
+        index.add(model.encode(pixels, progress and (lambda b: progress(b, "images"))), ids=positions)
     distances, ids = index.search(model.embed(photo[1][None]), N_ANSWERS)
     best = ids[0][ids[0] >= 0]
-    answers = [image_at[position] for position in best.tolist()]
-    found = {"result_images": [pixels[row] for pixels, _, row in answers]}
-    found |= {"result_classes": [int(labels[row]) for _, labels, row in answers]}
+    # Of each answer its image and label, from the part that has it.
+    answers = [
+        (pixels[at], labels[at])
+        for each in best
+        for pixels, labels, positions in parts
+        for at in np.flatnonzero(positions == each)
+    ]
+    found = {"result_images": [pixels for pixels, _ in answers], "result_classes": [int(label) for _, label in answers]}
     found |= {"class_names": data.class_names}
     _tell_answers(settings, name, data.source, photo[0], "distance", distances[0], best, data.files, found, report)
 

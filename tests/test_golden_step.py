@@ -108,8 +108,12 @@ def gradients(model, batch, losses_of=None):
     return {name: as_legacy(model, name, value) for name, value in named.items() if value is not None}
 
 
+# Our name of a loss, the recorded one.
+LOSSES = (("hash", "hash_loss"), ("cls", "cls_loss"), ("ent", "entropy_loss"), ("loss", "cost"))
+
+
 def check_losses(found, stored, prefix, relative):
-    for ours, theirs in {"hash": "hash_loss", "cls": "cls_loss", "ent": "entropy_loss", "loss": "cost"}.items():
+    for ours, theirs in LOSSES:
         assert float(found[ours]) == pytest.approx(float(stored[prefix + theirs]), rel=relative)
 
 
@@ -195,6 +199,10 @@ def full():
 
 @pytest.fixture(scope="module")
 def full_model(full):
+    return full_width_model(full)
+
+
+def full_width_model(full):
     """The backbone that the README's recipe draws, and the recorded head."""
     model = RetrievalModel()
     rng = np.random.RandomState(1)
@@ -254,7 +262,8 @@ def test_full_width_three_steps(full, full_model):
     step = make_step(model, losses_function(model), optimizer)
     # Float64 is 7e-5, 7e-4 and 4e-3 away from the recorded losses of steps 2, 3 and 4: these are the original's own
     # rounding, multiplied by Adam's signs. Ours, float32 too, has as much of its own: in other arithmetics (Eigen's,
-    # oneDNN's for AVX2 and for SSE4, XLA's) it is 6.5e-5 to 9.3e-5, 5.0e-4 to 6.7e-4 and 2.1e-3 to 4.4e-3 away.
+    # oneDNN's for AVX2 and for SSE4, XLA's: benchmarks/golden_steps.py) it is 6.5e-5 to 9.3e-5, 5.0e-4 to 6.7e-4 and
+    # 2.1e-3 to 4.4e-3 away.
     tolerance = {1: 1e-6, 2: 1e-4, 3: 7e-4 * 2**0.5}
     for number in (1, 2, 3):
         check_losses(step(batch), full, f"step{number}_", tolerance[number])
