@@ -2,10 +2,10 @@
 
     python benchmarks/kill_resume.py --head=gpq --kills=10
 
-Both runs are `python train.py` on the embedded sample (of cgd on 400 of its images, as files), at 1/16 of the width,
-saving after every epoch. The killed one gets SIGKILL at a random moment of every life and is started again with
---resume=last; whatever carries the name of a save must load. At the end every weight, every variable of the optimiser
-and the logged losses must be equal bit for bit. Prints a line per kill, writes JSON.
+Both runs are `python train.py` on the embedded sample (of cgd, and of spq with --short, on 400 of its images, as
+files), at 1/16 of the width, saving after every epoch. The killed one gets SIGKILL at a random moment of every life
+and is started again with --resume=last; whatever carries the name of a save must load. At the end every weight, every
+variable of the optimiser and the logged losses must be equal bit for bit. Prints a line per kill, writes JSON.
 """
 
 import argparse
@@ -27,6 +27,11 @@ SETTINGS = {
     "spq": ["--dataset=cifar10_sample", "--batch_size=250", "--eval_epoch=5"],
     "cgd": ["--dataset=image_folders", "--image_size=32", "--batch_size=20", "--n_dim=12", "--init=None"],
 }
+# An epoch of SPQ on the whole sample is 39 steps.
+SHORT = {
+    **SETTINGS,
+    "spq": ["--dataset=image_folders", "--image_size=32", "--batch_size=100", "--eval_epoch=4"],
+}
 
 
 def main(arguments=None):
@@ -34,30 +39,34 @@ def main(arguments=None):
     parser.add_argument("--head", choices=SETTINGS, default="gpq")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--short", action="store_true", help="spq on 400 images")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=None)
     options = parser.parse_args(arguments)
     settings = [f"--head={options.head}", "--width_multiplier=0.0625", "--save_term=1", "--keep=None", "--resume=last"]
-    settings += [*SETTINGS[options.head], f"--total_epochs={options.epochs}", f"--precision={options.precision}"]
+    data = (SHORT if options.short else SETTINGS)[options.head]
+    settings += [*data, f"--total_epochs={options.epochs}", f"--precision={options.precision}"]
     with tempfile.TemporaryDirectory() as folder:
-        if options.head == "cgd":
+        if "--dataset=image_folders" in data:
             settings.append(f"--data_dir={write_sample(Path(folder, 'images'))}")
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         start = time.time()
-        _wait(_train([*settings, f"--model_save_path={whole}"], folder), None)
-        seconds = time.time() - start
-        # Most of the kills are to hit training and its saves, and all of them to come before the run is done.
-        first_save = _saves(whole)[1].stat().st_mtime - start
-        a_share = 1.4 * (seconds - first_save) / options.kills
-        rng, lives = random.Random(options.seed), []
+        _ended(_train([*settings, f"--model_save_path={whole}"], folder))
+        seconds, rng, lives = _seconds(whole, start), random.Random(options.seed), []
         while True:
-            newest = max(_saves(killed), default=None)
+            newest = max(_saves(killed), default=0)
             if newest == options.epochs:
                 break
-            limit = first_save + rng.uniform(-0.5, 1) * a_share if len(lives) < options.kills else None
-            finished = _wait(_train([*settings, f"--model_save_path={killed}"], folder), limit)
-            lives.append({"resumed_from_epoch": newest, "killed": not finished})
+            process = _train([*settings, f"--model_save_path={killed}"], folder)
+            if len(lives) < options.kills:
+                # By its saves, not by the clock: all kills are to come before the run is done, however busy a machine.
+                epoch = newest + rng.uniform(0, 1.8) * (options.epochs - newest) / (options.kills - len(lives) + 1)
+                epoch = min(epoch, options.epochs - 0.5)
+                finished = not _killed(process, killed, epoch, seconds[int(epoch) > newest])
+            else:
+                finished = _ended(process)
+            lives.append({"resumed_from_epoch": newest or None, "killed": not finished})
             leftovers = [file.name for file in killed.glob(".*")] if killed.is_dir() else []
             lives[-1]["temporary_files_left"] = leftovers
             print(lives[-1], flush=True)
@@ -80,15 +89,28 @@ def _train(arguments, folder):
     )
 
 
-def _wait(process, limit):
-    """Wait for a run, or kill it after `limit` seconds; whether it ended by itself."""
+def _seconds(folder, start):
+    """(Seconds until the first save of a run, seconds from one save to the next)."""
+    times = [path.stat().st_mtime for _, path in sorted(_saves(folder).items())]
+    return times[0] - start, (times[-1] - times[0]) / (len(times) - 1)
+
+
+def _killed(process, folder, epoch, seconds):
+    """Wait for the save of epoch's whole part, then for the rest of it times `seconds`, and kill; whether that hit."""
+    while max(_saves(folder), default=0) < int(epoch) and process.poll() is None:
+        time.sleep(0.02)
     try:
-        status = process.wait(limit)
+        process.wait(epoch % 1 * seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        return False
-    if status:
+        return True
+    return not _ended(process)
+
+
+def _ended(process):
+    """Wait for the end of a run, which must be a good one: True."""
+    if status := process.wait():
         raise SystemExit(f"train.py ended with status {status}")
     return True
 

@@ -262,7 +262,7 @@ def compiled(function, jit=True):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, jit_compile=jit)
+        return tf.function(function, jit_compile=jit, autograph=False)
     if backend == "jax":
         import jax
 
