@@ -262,6 +262,7 @@ def compiled(function, jit=True):
     if backend == "tensorflow":
         import tensorflow as tf
 
+        # No branch or loop here depends on a tensor's value: AutoGraph would take a third of the tracing for nothing.
         return tf.function(function, jit_compile=jit, autograph=False)
     if backend == "jax":
         import jax

@@ -77,6 +77,7 @@ def test_demo_prints_the_map_and_writes_pictures(here, model, cifar_folder, caps
     assert result["queries_shown"][0] == 3
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_the_query_shown_follows_the_seed(here, model, cifar_folder, capsys):
     for seed in (1, 1, 2):
         run("demo", f"--model_load_path={model}", f"--data_dir={cifar_folder}", f"--seed={seed}")
@@ -84,6 +85,7 @@ def test_the_query_shown_follows_the_seed(here, model, cifar_folder, capsys):
     assert saved[0] == saved[1] != saved[2]
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_evaluate_prints_the_same_map_and_writes_nothing(here, model, cifar_folder, capsys):
     run("demo", f"--model_load_path={model}", f"--data_dir={cifar_folder}", "--n_pictures=0")
     demo = re.search(r"mAP: .*", capsys.readouterr().out)[0]
@@ -93,6 +95,7 @@ def test_evaluate_prints_the_same_map_and_writes_nothing(here, model, cifar_fold
     assert sorted(here.iterdir()) == before
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_similarity_matrix_takes_the_place_of_labels(here, model, cifar_folder, capsys):
     data = coloured_data()
     write_similarity("same.mat", data.query_labels, data.gallery_labels)
@@ -104,6 +107,7 @@ def test_a_similarity_matrix_takes_the_place_of_labels(here, model, cifar_folder
     assert scores[0] == scores[1] != scores[2]
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_top_n_is_n_db(here, model, cifar_folder, capsys):
     scores = []
     for n in (5, 1080, 10**6):
@@ -124,6 +128,7 @@ def test_train_then_demo(here, cifar_folder, capsys):
     assert "24 bits a code (6 books of 16 codewords)" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_config_py_of_the_current_folder_counts(here, cifar_folder, capsys):
     Path("config.py").write_text(f"data_dir = {str(cifar_folder)!r}\nwidth_multiplier = 1 / 32\nbatch_size = 50\n")
     assert run("train", "--total_epochs=1", "--bn_word=3") == 0
@@ -159,6 +164,7 @@ def test_config_py_of_the_current_folder_counts(here, cifar_folder, capsys):
         (["serve"], "Expected one of demo, train, spq, cgd, quantize, convert, evaluate"),
     ],
 )
+@pytest.mark.usefixtures("uncompiled")
 def test_mistakes_are_one_line_and_exit_2(here, model, arguments, message, capsys):
     before = sorted(here.iterdir())
     assert run(*arguments) == 2
@@ -201,6 +207,7 @@ def test_the_shipped_cgd_is_shown_on_its_own_sample(here, capsys):
     assert len(list(here.glob("retrieval_result_*.png"))) == 1
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_home_that_is_missing_or_closed_holds_no_data(here, monkeypatch):
     from gpq_tf.data import cifar10
 

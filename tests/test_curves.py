@@ -53,6 +53,7 @@ def test_what_is_written_is_read(tmp_path):
     assert (np.asarray(Image.open(io.BytesIO(picture.encoded_image_string))) == drawn).all()
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_training_shows_its_course(tmp_path):
     data = coloured_data()
     given = {

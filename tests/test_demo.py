@@ -16,6 +16,8 @@ from tests.image_files import exif_jpeg, picture
 
 from small_data import coloured_folders, coloured_images
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 NARROW = 1 / 32
 
 

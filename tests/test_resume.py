@@ -65,6 +65,7 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, data, precision):
         assert all(np.array_equal(state[name], expected[name]) for name in state)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_what_cannot_go_on_says_why(tmp_path, data):
     trainer.train(settings(tmp_path, total_epochs=1), data)
     saved = tmp_path / "gpq_48bits_1.keras"

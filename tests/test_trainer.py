@@ -72,12 +72,14 @@ def test_training_learns_and_writes_what_it_promises(tmp_path, data):
     assert loaded.record["class_names"] == data.class_names
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_keep_drops_the_oldest(tmp_path, data):
     trainer.train(settings(tmp_path, total_epochs=4, save_term=1, keep=2), data)
     assert sorted(file.stem for file in tmp_path.glob("*.keras")) == ["gpq_48bits_3", "gpq_48bits_4"]
     assert sorted(file.stem for file in tmp_path.glob("gpq_48bits_*.json")) == ["gpq_48bits_3", "gpq_48bits_4"]
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_names_follow_the_bits(tmp_path, data):
     _, path = trainer.train(settings(tmp_path, n_book=3, bn_word=5, len_code=4), data)
     assert path.name == "gpq_15bits_1.keras"
@@ -139,6 +141,7 @@ def test_a_start_that_was_asked_for_and_is_absent_is_an_error(tmp_path):
         starting.initial_model(settings(tmp_path, init=tmp_path / "nothing.keras"))
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(tmp_path, data, monkeypatch):
     monkeypatch.setattr(gpq, "compare", _nan_from(gpq.compare, step=5))
     with pytest.raises(running.Diverged) as caught:
@@ -151,6 +154,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(tmp_pa
     assert [file.name for file in tmp_path.glob("*.keras")] == ["gpq_48bits_2.keras"]
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_the_step_of_a_loss_that_is_known_late_is_named(tmp_path, data, monkeypatch):
     """On a GPU, where the next step is under way by then."""
     monkeypatch.setattr(trainer, "_is_asynchronous", lambda: True)
@@ -187,6 +191,7 @@ def test_steps_in_16_bits_that_are_skipped_are_told_and_not_counted(tmp_path, da
     assert [line["lr"] for line in steps] == [1.0 + max(0, i - n) for i in range(len(steps))]
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_what_was_learned_is_saved_where_a_batch_cannot_be_read(tmp_path, data, monkeypatch):
     draw = gpq.draw_batch
 
@@ -201,6 +206,7 @@ def test_what_was_learned_is_saved_where_a_batch_cannot_be_read(tmp_path, data, 
     assert load_model(tmp_path / "gpq_48bits_stopped.keras").record["step"] == 3
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_disk_that_is_full_names_the_last_good_model(tmp_path, data, monkeypatch):
     sync, second = files._sync, tmp_path / "gpq_48bits_2.keras"
 
@@ -230,6 +236,7 @@ def _nan_from(compare, step):
     return broken
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, data, monkeypatch):
     def poison(model, described, chosen):
         model.backbone.normalizations[0].moving_mean.assign(model.backbone.normalizations[0].moving_mean * float("nan"))
@@ -273,6 +280,7 @@ class Bar:
         self.closed = True
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_the_progress_bar_shows_losses_rate_and_speed(tmp_path, data):
     bars = []
     trainer.train(settings(tmp_path), data, progress=lambda **given: bars.append(Bar(**given)) or bars[0])
