@@ -13,7 +13,6 @@ GROUPS = {
     "gpq": (
         "test_golden_gpq.py",
         "test_convert.py::test_pooled_features_are_the_originals",
-        "test_convert.py::test_retrieval_is_the_originals",
         "test_heads_gpq.py",
         "test_losses.py",
         "test_vgg.py::test_mixed_precision_computes_in_16_bits_with_weights_in_32",
@@ -38,27 +37,26 @@ GROUPS = {
         "test_network.py::test_weights_trained_after_the_first_call_are_used",
         "test_network.py::test_calling_the_model_gives_what_embed_gives",
         "test_network.py::test_a_saved_model_gives_the_same_bits",
-        "test_network.py::test_every_shipped_model_loads",
         "test_accumulation.py",
         "test_model_file.py::test_everything_comes_back",
         "test_model_file.py::test_float16_rounds_matrices_and_halves_the_file",
     ),
     "steps": (
-        "test_golden_step.py",
+        # The full width takes a minute and a half; KERAS_BACKEND=jax pytest tests/test_golden_step.py runs it.
+        "test_golden_step.py::test_narrow_gradients_of_every_variable",
+        "test_golden_step.py::test_narrow_two_steps_of_every_variable_and_slot",
         "test_optimizers.py::test_the_decay_is_a_part_of_the_gradient",
     ),
 }
-FEWEST = {"gpq": 45, "spq": 80, "cgd": 100, "models": 10, "steps": 3}
+FEWEST = {"gpq": 45, "spq": 80, "cgd": 100, "models": 9, "steps": 3}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_mathematics_is_the_same_on_jax(group):
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    if group != "steps":
-        # Nearly all of the time goes into compiling what then runs once: without LLVM's optimisations it is half. A
-        # full-width network's sums, one number after the other then, would lose a digit.
-        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    # Nearly all of the time goes into compiling what then runs once: without LLVM's optimisations it is half.
+    environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *GROUPS[group]]
     run = subprocess.run(command, cwd=Path(__file__).parent, env=environment, text=True, capture_output=True)
     assert run.returncode == 0, run.stdout[-5000:]

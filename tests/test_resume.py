@@ -192,10 +192,10 @@ def test_a_checkpoint_without_all_slots_has_no_training_state(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("head", "kills", "epochs", "steps"), [("gpq", 2, 8, 32), ("spq", 1, 6, 18), ("cgd", 1, 8, 80)]
+    ("head", "kills", "epochs", "steps"), [("gpq", 1, 8, 32), ("spq", 1, 6, 18), ("cgd", 1, 8, 80)]
 )
 def test_killed_runs_end_in_the_same_bits(tmp_path, head, kills, epochs, steps):
-    """The campaign of benchmarks/kill_resume.py, shortened: a process or two killed at random moments."""
+    """The campaign of benchmarks/kill_resume.py, shortened: a process killed at a random moment."""
     script = Path(__file__).parents[1] / "benchmarks" / "kill_resume.py"
     out = tmp_path / "result.json"
     command = [sys.executable, str(script), f"--head={head}", f"--kills={kills}", f"--epochs={epochs}"]
