@@ -80,12 +80,11 @@ def subspace_entropy(x, prototypes, n_book):
         -0.6931
     """
     p = ops.softmax(mean_book_similarity(x, prototypes, n_book), axis=-1)
-    negative_entropy = ops.mean(ops.sum(p * ops.log(p + 1e-5), axis=-1))
-    # Its derivative by p, less the 1 that no gradient sees because p sums to 1: where one class has it all, rounding of
-    # that 1 would be multiplied by a descriptor that may be ten thousand long.
-    slope = ops.stop_gradient(ops.log(p + 1e-5) - 1e-5 / (p + 1e-5))
-    linear = ops.mean(ops.sum(p * slope, axis=-1))
-    return linear + ops.stop_gradient(negative_entropy - linear)
+    # `slope` is the derivative of p log(p + 1e-5) less a 1 that no gradient sees, because p sums to 1: where one class
+    # has it all, rounding of that 1 would be multiplied by a descriptor that may be ten thousand long.
+    remainder = 1e-5 / (p + 1e-5)
+    slope = ops.log(p + 1e-5) - remainder
+    return ops.mean(ops.sum(p * ops.stop_gradient(slope) + ops.stop_gradient(p * remainder), axis=-1))
 
 
 def cross_quantized_contrastive(x_a, x_b, z_a, z_b, temperature=0.5):
