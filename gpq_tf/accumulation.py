@@ -29,7 +29,7 @@ def losses_and_gradients(describe, losses_of, parts, variables):
     described = []
     for part in parts:
         # One after the other, or TensorFlow would compute them side by side, in as much memory as the whole.
-        with tf.control_dependencies(tf.nest.flatten(described[-1:])), keras.StatelessScope():
+        with _after(tf.nest.flatten(described[-1:])), keras.StatelessScope():
             described.append(describe(part))
     joined = {name: tf.concat([each[name] for each in described], axis=0) for name in described[0]}
     trained = [name for name, value in joined.items() if value.dtype.is_floating]
@@ -40,12 +40,20 @@ def losses_and_gradients(describe, losses_of, parts, variables):
     to_described, gradients = tape.gradient(minimised, wanted, unconnected_gradients="zero")
     upstream = {name: tf.split(value, len(parts)) for name, value in to_described.items()}
     for i, part in enumerate(parts):
-        with tf.control_dependencies(gradients), tf.GradientTape() as tape:
+        with _after(gradients), tf.GradientTape() as tape:
             again = describe(part)
         outputs, weights = [again[name] for name in trained], [upstream[name][i] for name in trained]
         own = tape.gradient(outputs, variables, output_gradients=weights, unconnected_gradients="zero")
         gradients = [total + each for total, each in zip(gradients, own, strict=True)]
     return losses, gradients
+
+
+def _after(tensors):
+    """Context whose operations wait for all tensors: each for one operation that does, not for every tensor itself."""
+    import tensorflow as tf
+
+    with tf.control_dependencies(tensors):
+        return tf.control_dependencies([tf.no_op()])
 
 
 def accumulated(described, minimised, values, state, parts):

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from gpq_tf import replicas
+from gpq_tf.ops import compiled
 from gpq_tf.saves import newest
 from gpq_tf.stopping import LostWorker, ending_at_once
 
@@ -216,7 +217,7 @@ def check_equal(strategy, step, settings, fingerprint):
     # 31 bits each: an int32 holds them.
     hashes = (zlib.crc32(text.encode()) >> 1 for text in (json.dumps(trained, sort_keys=True), fingerprint))
     own = np.array([[step, *hashes]], "int32")
-    run = tf.function(lambda: strategy.run(lambda: replicas.gather(tf.constant(own))))
+    run = compiled(lambda: strategy.run(lambda: replicas.gather(tf.constant(own))), jit=False)
     with naming_lost_workers(strategy, None):
         found = strategy.experimental_local_results(run())[0].numpy()
     steps = sorted(set(found[:, 0].tolist()))

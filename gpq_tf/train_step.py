@@ -79,7 +79,7 @@ def _on_all_replicas(step, strategy, parts_of):
     def of_replica(batch, context):
         return tf.nest.map_structure(tf.convert_to_tensor, parts_of(batch, context.replica_id_in_sync_group))
 
-    run = tf.function(lambda parts: strategy.run(step, (parts,)), autograph=False)
+    run = compiled(lambda parts: strategy.run(step, (parts,)), jit=False)
 
     def take_step(batch):
         parts = strategy.experimental_distribute_values_from_function(lambda context: of_replica(batch, context))
