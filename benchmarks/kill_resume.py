@@ -52,21 +52,23 @@ def main(arguments=None):
             settings.append(f"--data_dir={write_sample(Path(folder, 'images'))}")
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         start = time.time()
-        _ended(_train([*settings, f"--model_save_path={whole}"], folder))
-        seconds, rng, lives = _seconds(whole, start), random.Random(options.seed), []
+        _end(_train([*settings, f"--model_save_path={whole}"], folder))
+        start_seconds, epoch_seconds = _seconds(whole, start)
+        rng, lives = random.Random(options.seed), []
         while True:
             newest = max(_saves(killed), default=0)
             if newest == options.epochs:
                 break
             process = _train([*settings, f"--model_save_path={killed}"], folder)
+            was_killed = False
             if len(lives) < options.kills:
                 # By its saves, not by the clock: all kills are to come before the run is done, however busy a machine.
                 epoch = newest + rng.uniform(0, 1.8) * (options.epochs - newest) / (options.kills - len(lives) + 1)
                 epoch = min(epoch, options.epochs - 0.5)
-                finished = not _killed(process, killed, epoch, seconds[int(epoch) > newest])
-            else:
-                finished = _ended(process)
-            lives.append({"resumed_from_epoch": newest or None, "killed": not finished})
+                was_killed = _kill(process, killed, epoch, epoch_seconds if int(epoch) > newest else start_seconds)
+            if not was_killed:
+                _end(process)
+            lives.append({"resumed_from_epoch": newest or None, "killed": was_killed})
             leftovers = [file.name for file in killed.glob(".*")] if killed.is_dir() else []
             lives[-1]["temporary_files_left"] = leftovers
             print(lives[-1], flush=True)
@@ -92,10 +94,10 @@ def _train(arguments, folder):
 def _seconds(folder, start):
     """(Seconds until the first save of a run, seconds from one save to the next)."""
     times = [path.stat().st_mtime for _, path in sorted(_saves(folder).items())]
-    return times[0] - start, (times[-1] - times[0]) / (len(times) - 1)
+    return times[0] - start, (times[-1] - times[0]) / max(len(times) - 1, 1)
 
 
-def _killed(process, folder, epoch, seconds):
+def _kill(process, folder, epoch, seconds):
     """Wait for the save of epoch's whole part, then for the rest of it times `seconds`, and kill; whether that hit."""
     while max(_saves(folder), default=0) < int(epoch) and process.poll() is None:
         time.sleep(0.02)
@@ -105,14 +107,13 @@ def _killed(process, folder, epoch, seconds):
         process.kill()
         process.wait()
         return True
-    return not _ended(process)
+    return False
 
 
-def _ended(process):
-    """Wait for the end of a run, which must be a good one: True."""
+def _end(process):
+    """Wait for the end of a run, which must be a good one."""
     if status := process.wait():
         raise SystemExit(f"train.py ended with status {status}")
-    return True
 
 
 def _saves(folder):

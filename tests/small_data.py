@@ -38,7 +38,7 @@ def coloured_folders(root, sizes, side=64):
 
 
 # The heads, of which one is quick to say whether something is amiss with steps.
-HEADS = (pytest.param("gpq", marks=pytest.mark.slow), "spq", pytest.param("cgd", marks=pytest.mark.slow))
+HEADS = ("gpq", pytest.param("spq", marks=pytest.mark.slow), pytest.param("cgd", marks=pytest.mark.slow))
 # Settings of steps on `small_set`.
 SMALL = {
     "gpq": ["--batch_size=20", "--width_multiplier=0.0625"],

@@ -184,6 +184,7 @@ def test_help(capsys):
     assert run() == 2
 
 
+@pytest.mark.slow  # what the README's first command does
 def test_without_a_model_the_shipped_one_is_shown_and_the_sample_announced(here, capsys):
     assert run("demo") == 0
     printed = capsys.readouterr().out

@@ -58,6 +58,7 @@ def test_the_mathematics_is_the_same_on_jax(group):
     # Nearly all of the time goes into compiling what then runs once: without LLVM's optimisations it is half.
     environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *GROUPS[group]]
-    run = subprocess.run(command, cwd=Path(__file__).parent, env=environment, text=True, capture_output=True)
+    options = {"cwd": Path(__file__).parent, "env": environment, "text": True, "stdout": subprocess.PIPE}
+    run = subprocess.run(command, stderr=subprocess.STDOUT, **options)
     assert run.returncode == 0, run.stdout[-5000:]
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= FEWEST[group]

@@ -191,18 +191,16 @@ def test_a_checkpoint_without_all_slots_has_no_training_state(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("head", "kills", "epochs", "steps"), [("gpq", 1, 8, 32), ("spq", 1, 6, 18), ("cgd", 1, 8, 80)]
-)
-def test_killed_runs_end_in_the_same_bits(tmp_path, head, kills, epochs, steps):
+@pytest.mark.parametrize(("head", "epochs", "steps"), [("gpq", 8, 32), ("spq", 6, 18), ("cgd", 8, 80)])
+def test_killed_runs_end_in_the_same_bits(tmp_path, head, epochs, steps):
     """The campaign of benchmarks/kill_resume.py, shortened: a process killed at a random moment."""
     script = Path(__file__).parents[1] / "benchmarks" / "kill_resume.py"
     out = tmp_path / "result.json"
-    command = [sys.executable, str(script), f"--head={head}", f"--kills={kills}", f"--epochs={epochs}"]
-    command += [f"--out={out}", *["--short"] * (head == "spq")]
+    command = [sys.executable, str(script), f"--head={head}", "--kills=1", f"--epochs={epochs}"]
+    command += ["--short", f"--out={out}"]
     subprocess.run(command, check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
     result = json.loads(out.read_text())
-    assert result["kills"] == kills
+    assert result["kills"] == 1
     assert result["steps"] == steps
     assert result["weights_equal"]
     assert result["optimiser_equal"]
