@@ -91,6 +91,7 @@ def check_equal(alone, together, names=None, within=3e-4):
     assert set(alone) == set(together)
     names = [name for name in names or alone if name != "replicas" and not NOISE.search(name)]
     assert len(names) > 40
+    assert {name: alone[name].shape for name in names} == {name: together[name].shape for name in names}
     # Rounding grows from layer to layer, of which cgd has 53 that normalise 16 images: to 3e-5 as measured. What is
     # wrong, such as statistics of a part of the batch, is wrong by a hundredth and more.
     sizes = {name: np.abs(alone[name]).max() for name in names}
